@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-fast lint
+
+demo: $(INSTALLED)  ## active learning of alanine dipeptide, small
+	$(BIN)/ubmd learn experiment=ala2_demo
+
+test: lint  ## everything: style, types, all tests
+	$(BIN)/pytest
+
+test-fast: $(INSTALLED)  ## the tests that take seconds
+	$(BIN)/pytest -m "not slow"
+
+lint: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+$(INSTALLED): pyproject.toml constraints.txt | .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,74 @@
+"""What every test shares: no wandb traffic, no runs in the working copy, logging as it was before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _outside_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path_factory.getbasetemp() / "runs"))
+
+
+@pytest.fixture
+def quiet_logging() -> Iterator[None]:
+    """Put the root logger back as it was: a Hydra job configures it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def toy_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small configuration folder in place of ubmd's: the same outer groups, and toy classes inside."""
+    from ubmd import paths
+
+    real, conf = paths.config_dir(), tmp_path / "conf"
+    for group in ("hydra", "paths"):
+        (conf / group).mkdir(parents=True)
+    for file in [*(real / "hydra").rglob("*.yaml"), *(real / "paths").rglob("*.yaml")]:
+        copy = conf / file.relative_to(real)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    files = {
+        "learn.yaml": """\
+            defaults: [_self_, {paths: default}, {bias: walls}, {system: water}, {hydra: default},
+                       {experiment: null}, {sweep: null}]
+            name: learn
+            seed: 0
+            budget: {rounds: 3, structures: 512}
+            """,
+        "md.yaml": """\
+            defaults: [_self_, {paths: default}, {system: "???"}, {hydra: default}]
+            name: md
+            file: ???
+            """,
+        "bias/walls.yaml": "_target_: fractions.Fraction\nnumerator: 1\ndenominator: 2\n",
+        "bias/posterior.yaml": "_target_: textwrap.TextWrapper\n_partial_: true\nwidth: 70\n",
+        "system/water.yaml": "size: 3\n",
+        "system/ice.yaml": "size: 4\n",
+        "experiment/demo.yaml": "# @package _global_\nname: demo\nseed: 7\n",
+        "experiment/other.yaml": "# @package _global_\nname: other\n",
+        "experiment/wrong.yaml": "# @package _global_\nname: wrong\nsed: 7\n",
+        "experiment/wrong_inside.yaml": "# @package _global_\nname: wrong\nbudget: {round: 7}\n",
+        "sweep/seeds.yaml": """\
+            # @package _global_
+            hydra: {mode: MULTIRUN, sweeper: {params: {seed: "1,2,3"}}}
+            """,
+    }
+    for name, text in files.items():
+        (conf / name).parent.mkdir(exist_ok=True)
+        (conf / name).write_text("\n".join(line.removeprefix(" " * 12) for line in text.splitlines()) + "\n")
+    monkeypatch.setattr(paths, "config_dir", lambda: conf)
+    return conf

@@ -1,0 +1,9 @@
+"""``python -m ubmd``."""
+
+from __future__ import annotations
+
+import sys
+
+from ubmd.cli import main
+
+sys.exit(main())

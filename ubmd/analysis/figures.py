@@ -1,0 +1,297 @@
+"""Figures of a run. Every function returns a new figure and touches no global state of matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from ubmd.analysis import style
+from ubmd.files import replaced
+from ubmd.errors import InputError
+
+__all__ = ["calibration_scatter", "learning_curves", "ramachandran", "save_figure", "uncertainty_trace"]
+
+_CELL_DEGREES = 1.0
+"""Ramachandran plots draw one point for each cell of this width, a fifth of a marker's diameter."""
+
+
+def learning_curves(rounds: Sequence[Mapping[str, float | int | None]]) -> Figure:
+    """Test errors and coverage against the number of labelled structures (Fig. 3 a-c).
+
+    Panels for stress and coverage appear if any round has them; rounds without a value leave no mark.
+
+    Args:
+        rounds: rows of ``metrics.csv``, see :mod:`ubmd.analysis.metrics`.
+
+    Raises:
+        InputError: no round has the sizes of its data and an energy or force error.
+    """
+    panels = [
+        ("energy_rmse_mev_per_atom", "Energy RMSE (meV/atom)", True),
+        ("force_rmse_ev_per_ang", "Force RMSE (eV/Å)", True),
+        ("stress_rmse_mpa", "Stress RMSE (MPa)", True),
+        ("coverage", "Coverage of CV space", False),
+    ]
+    series = [(label, log, _against_size(rounds, name, positive=log)) for name, label, log in panels]
+    shown = [entry for entry in series if len(entry[2])]
+    if not shown:
+        raise InputError("rounds holds no error with n_train and n_valid; give the rows of a metrics.csv")
+    fig, axes = style.new_figure(2.55 * len(shown) + 0.2, 2.4, len(shown))
+    for ax, (label, log, values) in zip(axes, shown, strict=True):
+        small = len(values) > 30  # markers of many rounds would run into each other
+        ax.plot(*values.T, "-o", color=style.BLUE, lw=1.4, ms=2.0 if small else 3.5, clip_on=False, zorder=3)
+        ax.set_xlabel("Labelled structures")
+        ax.set_ylabel(label)
+        ax.set_xlim(0, None)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        if log:
+            ax.set_yscale("log")
+            low, high = values[:, 1].min(), values[:, 1].max()
+            ax.set_ylim(low / 1.3, high * 1.3)
+            _log_ticks(ax.yaxis, high / low)
+        else:
+            ax.set_ylim(0, 1)
+    return fig
+
+
+def ramachandran(
+    phi: ArrayLike, psi: ArrayLike, *, rounds: ArrayLike | None = None, labelled: ArrayLike | None = None
+) -> Figure:
+    """Explored backbone torsions, coloured by the round that first came there (Figs. 3 d and 4 e).
+
+    Earlier rounds lie on top, so that each round shows as the ground that it has gained. Of the points in one
+    cell of 1°, which no eye could tell apart, the earliest is drawn.
+
+    Args:
+        phi: [n] rad, any period; points that are not finite are left out.
+        psi: [n] rad.
+        rounds: [n] round of each point; one colour for all if None.
+        labelled: [m, 2] φ and ψ (rad) of labelled structures, marked on top.
+
+    Raises:
+        InputError: arrays of different lengths.
+    """
+    x = _vector("phi", phi)
+    points = np.stack([x, _vector("psi", psi, len(x))], axis=1)
+    when = np.zeros(len(points)) if rounds is None else _vector("rounds", rounds, len(points))
+    points, when = _first_in_cell(points, when)
+    fig, (ax,) = style.new_figure(3.9 if rounds is not None else 3.3, 3.4)
+    style.style_axes(ax, boxed=True)
+    marks = {"s": 5.0, "lw": 0, "rasterized": True, "zorder": 2}
+    if rounds is None:
+        ax.scatter(*points.T, color=style.BLUE, **marks)
+    else:
+        last = int(when.max()) if len(when) else 0
+        colours, norm = _round_colours(last)
+        ax.scatter(*points.T, c=when, cmap=colours, norm=norm, **marks)
+        _round_bar(fig, ax, colours, norm, last)
+    if labelled is not None:
+        chosen = _degrees(np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
+        ax.scatter(
+            *chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled"
+        )
+        style.legend_above(ax)
+    for axis, name in ((ax.xaxis, "φ"), (ax.yaxis, "ψ")):
+        axis.set_major_locator(FixedLocator([-180, -90, 0, 90, 180]))
+        axis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0f}".replace("-", "\N{MINUS SIGN}"))
+        )
+        axis.set_label_text(f"{name} (degrees)")
+    ax.set(xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
+    return fig
+
+
+def calibration_scatter(
+    error: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    alpha: float,
+    unit: str = "eV/Å",
+    error_label: str = "Max. atomic force RMSE",
+    uncertainty_label: str = "Max. calibrated uncertainty",
+) -> Figure:
+    """Actual errors against calibrated uncertainties with the diagonal (Fig. 2), both logarithmic.
+
+    On or below the diagonal the uncertainty covers the error. The share of such points stands beside its
+    target 1 - α; it can exceed the target, because both axes are maxima over the atoms of a structure.
+
+    Args:
+        error: [n] one for each structure, in ``unit``; n >= 1.
+        uncertainty: [n], in ``unit``.
+        alpha: the α of the conformal calibration, in (0, 1).
+        unit: unit of both axes.
+        error_label: what the ordinate shows.
+        uncertainty_label: what the abscissa shows.
+
+    Raises:
+        InputError: arrays of different lengths, no pair of positive numbers, or α outside (0, 1).
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}; give a number between 0 and 1")
+    y = _vector("error", error)
+    x = _vector("uncertainty", uncertainty, len(y))
+    drawn = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
+    if not drawn.any():
+        raise InputError("uncertainty and error hold no pair of positive numbers; give those of a test set")
+    x, y = x[drawn], y[drawn]
+    span = np.log10([min(x.min(), y.min()), max(x.max(), y.max())])
+    span += np.array([-1, 1]) * max(0.06 * (span[1] - span[0]), 0.1)
+    low, high = 10**span
+    fig, (ax,) = style.new_figure(3.8, 3.3)
+    style.style_axes(ax, boxed=True)
+    pale_to_blue = LinearSegmentedColormap.from_list(
+        "pale_to_blue", ["#C6DBEF", "#6BAED6", style.BLUE, "#08306B"]
+    )
+    bins = ax.hexbin(
+        x, y, xscale="log", yscale="log", gridsize=36, extent=(span[0], span[1], span[0], span[1]),
+        mincnt=1, bins="log", cmap=pale_to_blue, linewidths=0.1, zorder=2,
+    )  # fmt: skip
+    ax.plot([low, high], [low, high], color=style.RED, lw=1.2, zorder=3)
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    ax.set_xlabel(f"{uncertainty_label} ({unit})")
+    ax.set_ylabel(f"{error_label} ({unit})")
+    style.note(ax, f"covered: {100 * np.mean(y <= x):.1f} %\ntarget: {100 * (1 - alpha):g} %")
+    for axis in (ax.xaxis, ax.yaxis):
+        _log_ticks(axis, high / low)
+    bar = fig.colorbar(bins, ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Structures")
+    style.style_axes(bar.ax, boxed=True)
+    _log_ticks(bar.ax.yaxis, float(bins.get_array().max()))  # pyright: ignore[reportOptionalMemberAccess]
+    return fig
+
+
+def uncertainty_trace(
+    steps: ArrayLike | Sequence[ArrayLike],
+    uncertainty: ArrayLike | Sequence[ArrayLike],
+    threshold: float,
+    *,
+    timestep: float | None = None,
+) -> Figure:
+    """Largest atomic uncertainty of the walkers along time, with the threshold that stops them (Fig. 4 d).
+
+    Args:
+        steps: [n] MD step of each frame of one walker, or a list with one such array for each walker.
+        uncertainty: the values (eV/Å) at ``steps``, of the same structure.
+        threshold: eV/Å.
+        timestep: fs; the abscissa is then the time in ps.
+
+    Raises:
+        InputError: different numbers of walkers or frames.
+    """
+    xs, ys = _walkers(steps), _walkers(uncertainty)
+    if len(xs) != len(ys):
+        raise InputError(f"uncertainty has {len(ys)} walkers, steps {len(xs)}; give both for every walker")
+    fig, (ax,) = style.new_figure(4.6, 2.7)
+    scale = 1.0 if timestep is None else 1e-3 * timestep
+    opacity = 1.0 if len(xs) == 1 else 0.55
+    highest = threshold
+    for x, y in zip(xs, ys, strict=True):
+        time = scale * _vector("steps", x)
+        value = _vector("uncertainty", y, len(time))
+        over = value >= threshold
+        ax.plot(time, value, color=style.BLUE, lw=0.9, alpha=opacity, zorder=2)
+        ax.plot(time[over], value[over], "o", color=style.RED, ms=4, mec="white", mew=0.5, zorder=4)
+        highest = max(highest, np.max(value, initial=0.0, where=np.isfinite(value)))
+    ax.axhline(threshold, color=style.GREY, lw=1.1, ls=(0, (5, 3)), zorder=3)
+    ax.set_xlabel("MD step" if timestep is None else "Time (ps)")
+    ax.set_ylabel("Max. atomic uncertainty (eV/Å)")
+    ax.set_xlim(0, None)
+    ax.set_ylim(0, 1.12 * highest)
+    ax.annotate(
+        f"threshold {threshold:g} eV/Å", (1, threshold), (0, 3), xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points", ha="right", va="bottom", fontsize=8, color=style.INK,
+    )  # fmt: skip
+    return fig
+
+
+def save_figure(fig: Figure, path: str | Path) -> None:
+    """Write the figure as PNG (150 dpi) in one step, so that no reader meets half a file.
+
+    Raises:
+        InputError: a path that does not end in ``.png``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"path is {path}; give a name that ends in .png")
+    with replaced(path) as temporary:
+        fig.savefig(temporary, dpi=150, format="png")
+
+
+def _against_size(
+    rounds: Sequence[Mapping[str, float | int | None]], name: str, *, positive: bool
+) -> NDArray[np.float64]:
+    """Rows (structures, value) of the rounds that have ``name``, [n, 2]."""
+    found = []
+    for row in rounds:
+        train, valid, value = row.get("n_train"), row.get("n_valid"), row.get(name)
+        if train is None or valid is None or value is None or not np.isfinite(value):
+            continue
+        if value > 0 or not positive:
+            found.append((train + valid, value))
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _log_ticks(axis: Axis, ratio: float) -> None:
+    """Plain numbers on a logarithmic axis that spans ``ratio``: at 1, 2, 5 up to two decades, else at 1."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _degrees(radians: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Angles in degrees, [-180, 180)."""
+    return np.mod(np.degrees(radians) + 180.0, 360.0) - 180.0
+
+
+def _first_in_cell(
+    points: NDArray[np.float64], when: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points [n, 2] in degrees and their rounds [n], the earliest of each cell alone, latest round first."""
+    usable = np.isfinite(points).all(axis=1)
+    order = np.argsort(when[usable], kind="stable")
+    degrees, when = _degrees(points[usable][order]), when[usable][order]
+    cell = np.floor((degrees + 180.0) / _CELL_DEGREES).astype(np.int64)
+    _, first = np.unique(cell[:, 0] * 1000 + cell[:, 1], return_index=True)
+    first = np.sort(first)[::-1]
+    return degrees[first], when[first]
+
+
+def _round_colours(last: int) -> tuple[Colormap, BoundaryNorm]:
+    """One colour for each round 0..last."""
+    shades = matplotlib.colormaps[style.SEQUENTIAL](np.linspace(0, style.SEQUENTIAL_END, last + 1))
+    return ListedColormap(shades), BoundaryNorm(np.arange(last + 2) - 0.5, last + 1)
+
+
+def _round_bar(fig: Figure, ax: Axes, colours: Colormap, norm: BoundaryNorm, last: int) -> None:
+    """Colour bar whose ticks are rounds."""
+    bar = fig.colorbar(ScalarMappable(norm, colours), ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Round")
+    step = next(f * 10**p for p in range(9) for f in (1, 2, 5) if last <= 6 * f * 10**p)
+    bar.set_ticks(list(range(0, last + 1, step)))
+    style.style_axes(bar.ax, boxed=True)
+    bar.ax.tick_params(which="minor", length=0)
+
+
+def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.float64]:
+    """``values`` as [n] floats, of the given length."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or (length is not None and len(array) != length):
+        expected = "[n]" if length is None else f"[{length}]"
+        raise InputError(f"{name} has shape {array.shape}; give {expected}")
+    return array
+
+
+def _walkers(values: ArrayLike | Sequence[ArrayLike]) -> list[ArrayLike]:
+    """One entry for each walker, whether one or many were given."""
+    if isinstance(values, np.ndarray):
+        return [values] if values.ndim == 1 else list(values)
+    entries = list(values)  # pyright: ignore[reportArgumentType]
+    return [np.asarray(entries)] if entries and np.ndim(entries[0]) == 0 else entries

@@ -1,0 +1,273 @@
+"""Commands as Hydra applications: compose a configuration, check it before anything is written, run it.
+
+Hydra's own entry point prints its errors in its own way and only after it has made the run folder; here the
+same parts are called one by one, so that bad input costs one sentence and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from ubmd import config, paths
+from ubmd.cli import Command
+from ubmd.errors import InputError
+from ubmd.explain import check_groups, explain
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(Exception):  # noqa: N818
+    """A job stopped with an error that has been reported; `code` is the exit code it asks for."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+
+class _BadInput(BaseException):
+    """A single job found bad input and has said so; not an Exception, to pass Hydra without its comments."""
+
+
+@contextmanager
+def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
+    """Hydra over ubmd's configurations, preceded by those of `config_dir`."""
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(paths.config_dir()))
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {config_dir} is not a folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="main"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("ubmd", search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides; InputError for one that is none."""
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            if "=" not in text:
+                raise InputError(f"{text} is not an override; write {text}=VALUE") from error
+            reason = config.first_line(error)
+            hint = "values with =, commas, spaces or brackets may need quotes: key='\"value\"'"
+            raise InputError(f"cannot read the override {text} ({reason}); {hint}") from error
+    return parsed
+
+
+def sweep_points(overrides: Sequence[Override]) -> list[list[str]]:
+    """Plain overrides that between them visit every value of a sweep, one dimension at a time."""
+    values: list[list[str]] = []
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            values.append([f"{key}={getattr(override.value(), 'start', 0)}"])
+        if not values[-1]:
+            raise InputError(f"{override.input_line} sweeps over nothing")
+    first = [column[0] for column in values]
+    others = [[*first[:i], v, *first[i + 1 :]] for i, column in enumerate(values) for v in column[1:]]
+    return [first, *others]
+
+
+def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) -> DictConfig:
+    """Compose one configuration (with its hydra node); InputError if Hydra cannot."""
+    parsed = parse(hydra, overrides)
+    try:
+        check_groups(hydra, command, parsed)
+        return hydra.compose_config(command.config_name, list(overrides), RunMode.RUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(hydra, command, parsed, error)) from error
+    except yaml.YAMLError as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def compose_checked(hydra: Hydra, command: Command, overrides: Sequence[str]) -> DictConfig:
+    """Compose one configuration and compare it with the classes that it names; InputError if they differ."""
+    cfg = compose_unchecked(hydra, command, overrides)
+    config.validate(cfg, command.config_name)
+    return cfg
+
+
+def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bool) -> bool:
+    """Check the configuration of every job; returns whether this is a sweep."""
+    parsed = parse(hydra, overrides)
+    points = sweep_points(parsed)
+    cfg = compose_checked(hydra, command, points[0])
+    sweep = multirun or cfg.hydra.mode == RunMode.MULTIRUN
+    several = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+    if several and not sweep:
+        raise InputError(
+            f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list"
+        )
+    if sweep:
+        params = cfg.hydra.sweeper.get("params") or {}
+        if str(cfg.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+            points = sweep_points([*parse(hydra, [f"{k}={v}" for k, v in params.items()]), *parsed])
+    for point in points:
+        cfg = compose_checked(hydra, command, point)
+        if str(cfg.hydra.launcher.get("_target_", "")).endswith(
+            ".BasicLauncher"
+        ):  # the job runs on this machine
+            _check_device(cfg)
+    return sweep
+
+
+def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: bool = False) -> int:
+    """Check, then run a command as a single job or a sweep; returns the exit code."""
+    sweep = check(hydra, command, overrides, multirun)
+    mode = RunMode.MULTIRUN if sweep else RunMode.RUN
+    start = hydra.multirun if sweep else hydra.run
+    try:
+        start(
+            command.config_name, functools.partial(perform, command), [*overrides, f"hydra.mode={mode.name}"]
+        )
+    except JobFailed as error:
+        return error.code
+    except _BadInput:
+        return 2
+    return 0
+
+
+def perform(command: Command, cfg: DictConfig) -> Any:
+    """One job: check, call the command's function, report what stops it."""
+    single = HydraConfig.get().mode == RunMode.RUN
+    try:
+        config.validate(cfg, command.config_name)
+        _check_device(cfg)
+        module, name = command.function.split(":")
+        return getattr(importlib.import_module(module), name)(cfg)
+    except InputError as error:
+        log.error("ubmd: error: %s", error)
+        if single:
+            raise _BadInput from error
+        raise JobFailed(str(error), code=2) from error
+    except Exception as error:
+        log.exception("stopped by an error")
+        raise JobFailed(repr(error), code=1) from error
+
+
+def _check_device(cfg: DictConfig) -> None:
+    if cfg.get("trainer") is not None:
+        config.check_device(cfg.trainer)
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None
+) -> DictConfig:
+    """The checked configuration of a command, for notebooks and tests; nothing is written.
+
+    ``paths.run`` is `folder`, or the folder that the command line would use.
+    """
+    from ubmd.cli import COMMANDS
+
+    with open_hydra() as hydra:
+        cfg = compose_checked(hydra, COMMANDS[config_name], list(overrides))
+        return job_config(cfg, folder)
+
+
+def job_config(cfg: DictConfig, folder: Path | str | None = None) -> DictConfig:
+    """What a job receives: no hydra node, and `paths` written out, because they refer to that node."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(cfg)
+        run_folder = Path(os.path.abspath(folder or cfg.hydra.run.dir))
+        with open_dict(cfg), read_write(cfg.hydra.runtime):
+            cfg.hydra.runtime.output_dir = str(run_folder)
+            HydraConfig.instance().set_config(cfg)
+            if "paths" in cfg:
+                cfg.paths = config.plain(cfg.paths)
+            del cfg["hydra"]
+    finally:
+        HydraConfig.instance().cfg = before
+    return cfg
+
+
+def configuration_text(
+    hydra: Hydra, command: Command, overrides: Sequence[str], part: str, resolve: bool
+) -> str:
+    """The text of ``--cfg``: the configuration as YAML, only Hydra's own settings, or both."""
+    cfg = compose_unchecked(hydra, command, overrides)
+    if part == "job":
+        job = (
+            job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+        )
+        return OmegaConf.to_yaml(job, resolve=resolve)
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
+
+
+def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags: str) -> str:
+    """The text of ``ubmd COMMAND --help``: groups with their options, examples, keys, flags."""
+    base = config.base_keys(command.config_name)
+    loader = hydra.config_loader
+    cfg = loader.load_configuration(
+        command.config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+    )
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    choices = cfg.hydra.runtime.choices
+    assert isinstance(tree, dict)
+    options = {group: loader.get_group_options(group) for group in base if group != "hydra"}
+    groups = {group: names for group, names in options.items() if names}
+    wide = max(map(len, [*base, "hydra"]), default=0)
+    lines = [
+        f"ubmd {command.name}",
+        f"  {command.summary}",
+        "",
+        f"usage: ubmd {command.name} [key=value ...] [flags]",
+    ]
+    lines += ["", "groups, group=option (* is chosen):"]
+    for group, names in groups.items():
+        marked = [f"{name}*" if name == choices.get(group) else name for name in names]
+        lines.append(f"  {group:<{wide}}  {', '.join(marked)}")
+    lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    lines += ["", "keys, key=value:"]
+    for key, value in tree.items():
+        if key != "hydra":
+            lines += textwrap.wrap(
+                f"{key:<{wide}}  {_describe(str(key), value)}",
+                width=100,
+                initial_indent="  ",
+                subsequent_indent=" " * (wide + 6),
+                break_on_hyphens=False,
+            )
+    described = flags[flags.index("-h, --help") :].rstrip() if "-h, --help" in flags else flags
+    lines += ["", "flags:", f"  {described}"]
+    return "\n".join(lines)
+
+
+def _describe(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        names = [str(name) for name in value if not str(name).startswith("_")]
+        return f"{key}." + "{" + ", ".join(names) + "}" if names else "(nothing)"
+    return f"{value}" if value is not None else "null"

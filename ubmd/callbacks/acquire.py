@@ -1,0 +1,137 @@
+"""Selects candidates and has them labelled."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from ase import Atoms
+from lightning.pytorch import Callback, Trainer
+
+from ubmd.callbacks.explore import Explore
+from ubmd.data.batch import AtomicBatch, collate
+from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.io import read_labelled, read_structures, write_structures
+from ubmd.dynamics.exploration import frames_to_atoms
+from ubmd.errors import InputError
+from ubmd.progress import RunProgress
+from ubmd.reference.base import Reference
+from ubmd.reference.labelling import LabelReport, label_structures
+from ubmd.reference.store import LabelStore
+from ubmd.rounds import RoundFolder
+from ubmd.seeding import Stage, stage_seed
+from ubmd.selection.base import Pool, Selection
+from ubmd.training.module import PotentialModule
+from ubmd.uncertainty.feature_uncertainty import FeatureUncertainty
+
+__all__ = ["Acquire", "label_with_progress"]
+
+
+def label_with_progress(
+    structures: list[Atoms],
+    reference: Reference,
+    store: LabelStore,
+    *,
+    max_force: float | None,
+    progress: RunProgress,
+    title: str,
+) -> LabelReport:
+    """:func:`~ubmd.reference.labelling.label_structures` with a progress bar."""
+    with progress.stage(title, len(structures)) as stage:
+        return label_structures(
+            structures, reference, store, max_force=max_force, on_label=lambda done, total: stage.update(done, total)
+        )
+
+
+class Acquire(Callback):
+    """Writes ``selected.extxyz`` and ``labelled.extxyz``; what is there already is kept.
+
+    Args:
+        explore: the callback that ran before and has the candidates.
+        uncertainty: of the model, fitted.
+        selection: how to choose.
+        n_select: how many structures to acquire.
+        reference: labels them.
+        store: of labels.
+        max_force: force limit above which a labelled structure is rejected, eV/Å.
+        folder: of the round.
+        seed: root seed of the run.
+        progress: display.
+    """
+
+    def __init__(
+        self,
+        explore: Explore,
+        uncertainty: FeatureUncertainty,
+        selection: Selection,
+        n_select: int,
+        reference: Reference,
+        store: LabelStore,
+        max_force: float | None,
+        folder: RoundFolder,
+        seed: int,
+        progress: RunProgress,
+    ):
+        self.explore, self.uncertainty, self.selection, self.n_select = explore, uncertainty, selection, n_select
+        self.reference, self.store, self.max_force = reference, store, max_force
+        self.folder, self.seed, self.progress = folder, seed, progress
+        self.n_candidates = 0
+        self.n_selected = 0
+        self.n_rejected = 0
+        self.labelled: list[Atoms] = []
+        self.seconds_select = 0.0
+        self.seconds_label = 0.0
+
+    def on_predict_end(self, trainer: Trainer, pl_module: PotentialModule) -> None:  # pyright: ignore
+        started = time.perf_counter()
+        assert self.explore.result is not None
+        candidates = frames_to_atoms(self.explore.result)
+        self.n_candidates = len(candidates)
+        if not candidates:
+            raise InputError(
+                f"round {self.folder.index} has no candidates: every walker became unphysical before its first frame; "
+                "lower bias.tau, dynamics.integrator.dt or dynamics.frame_interval"
+            )
+        if not self.folder.selected.exists():
+            datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
+            write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
+        # the file is the truth: labels belong to the coordinates as they are written
+        selected = read_structures(self.folder.selected)
+        self.n_selected = len(selected)
+        self.seconds_select = time.perf_counter() - started
+        self._label(selected)
+
+    def _select(self, candidates: list[Atoms], module: PotentialModule, datamodule: GrowingDataModule) -> list[Atoms]:
+        device = module.device
+        pool = collate(candidates, datamodule.cutoff, dtype=datamodule.dtype, device=device)
+
+        def features(batch: AtomicBatch) -> torch.Tensor:
+            pieces = torch.arange(batch.n_systems, device=device).split(datamodule.evaluation_batch_size)
+            parts = [self.uncertainty.total_features(module.model, batch.select(i)) for i in pieces]
+            return torch.cat(parts)
+
+        uncertainty = torch.tensor([a.info["uncertainty"] for a in candidates], device=device)
+        chosen = self.selection(
+            Pool(uncertainty, features(pool), features(datamodule.split("labelled", device))),
+            min(self.n_select, len(candidates)),
+            seed=stage_seed(self.seed, self.folder.index, Stage.SELECT),
+        )
+        return [candidates[i] for i in chosen.tolist()]
+
+    def _label(self, selected: list[Atoms]) -> None:
+        started = time.perf_counter()
+        report = label_with_progress(
+            selected,
+            self.reference,
+            self.store,
+            max_force=self.max_force,
+            progress=self.progress,
+            title=f"round {self.folder.index} labels",
+        )
+        for atoms, reason in [*report.rejected, *report.failed]:
+            walker, step = atoms.info["walker"], atoms.info["step"]
+            self.progress.console.log(f"rejected: walker {walker}, step {step}: {reason}")
+        self.n_rejected = len(report.rejected) + len(report.failed)
+        write_structures(self.folder.labelled, report.labelled)
+        self.labelled = read_labelled(self.folder.labelled) if report.labelled else []
+        self.seconds_label = time.perf_counter() - started

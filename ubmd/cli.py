@@ -1,0 +1,155 @@
+"""The console command ``ubmd``: each subcommand is a Hydra application.
+
+Only the standard library is imported here, so that ``ubmd --help`` answers at once; :mod:`ubmd.app` composes,
+checks and runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NoReturn
+
+from ubmd import __version__
+from ubmd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: which configuration it composes and which function receives it."""
+
+    name: str
+    """The word on the command line."""
+    summary: str
+    """What it does, in a line."""
+    function: str
+    """``module:function``, imported when needed; takes the configuration, returns None or a float."""
+    examples: tuple[str, ...]
+    """Command lines for the help text."""
+
+    @property
+    def config_name(self) -> str:
+        """Name of the primary configuration, ``conf/<name>.yaml``."""
+        return self.name
+
+
+_COMMANDS = (
+    Command(
+        "learn",
+        "active learning: fit, explore with biased dynamics, select, label, round by round",
+        "ubmd.learning:learn",
+        (
+            "ubmd learn experiment=ala2_demo",
+            "ubmd learn experiment=ala2_demo seed=1 name=my_run",
+            "ubmd learn experiment=ala2_demo seed=0,1,2 -m",
+        ),
+    ),
+    Command(
+        "train",
+        "fit one potential to a data set",
+        "ubmd.training.commands:train",
+        ("ubmd train experiment=NAME", "ubmd train experiment=NAME seed=1", "ubmd train seed=0,1,2 -m"),
+    ),
+    Command(
+        "evaluate",
+        "errors and calibration of a trained potential on a data set",
+        "ubmd.training.commands:evaluate",
+        ("ubmd evaluate experiment=NAME", "ubmd evaluate --cfg job", "ubmd evaluate name=check logger=csv"),
+    ),
+    Command(
+        "md",
+        "molecular dynamics with a trained potential, biased or not",
+        "ubmd.dynamics.command:run_md",
+        ("ubmd md experiment=NAME", "ubmd md experiment=NAME seed=1", "ubmd md seed=0,1,2 -m"),
+    ),
+)
+COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports bad flags the way every other bad input is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser(command: Command) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"ubmd {command.name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination (a=1,2 b=x,y)")
+    parser.add_argument("--cfg", choices=["job", "hydra", "all"], help="print the configuration, run nothing")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in the references")
+    parser.add_argument("--info", choices=["defaults", "defaults-tree", "config", "searchpath", "plugins"])
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configurations")
+    return parser
+
+
+def overview() -> str:
+    """The text of ``ubmd --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "ubmd: uncertainty-biased molecular dynamics and active learning of interatomic potentials",
+        "",
+        "usage: ubmd COMMAND [key=value ...]",
+        "",
+        "commands:",
+        *(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()),
+        "",
+        "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command.",
+        "ubmd --version prints the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _find(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(f"{name} is not a command; {hint}(valid: {', '.join(COMMANDS)})")
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"ubmd {__version__}")
+        return 0
+    command = _find(argv[0])
+    options = _parser(command).parse_intermixed_args(list(argv[1:]))
+
+    from ubmd import app
+
+    with app.open_hydra(options.config_dir) as hydra:
+        if options.help:
+            print(app.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))
+        elif options.cfg is not None:
+            print(
+                app.configuration_text(hydra, command, options.overrides, options.cfg, options.resolve),
+                end="",
+            )
+        elif options.info is not None:
+            hydra.show_info(options.info, config_name=command.config_name, overrides=options.overrides)
+        else:
+            return app.run(hydra, command, options.overrides, multirun=options.multirun)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ubmd`` with the given arguments (those of the process by default); returns the exit code.
+
+    0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 130: interrupted.
+    """
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"ubmd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ubmd: interrupted; the same command continues", file=sys.stderr)
+        return 130

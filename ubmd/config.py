@@ -1,0 +1,319 @@
+"""Checks and helpers for composed configurations; importing this module registers the resolvers they use.
+
+The schema of a configuration is the signature of the class or function that ``_target_`` names: there is no
+second one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import pkgutil
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import ubmd
+from ubmd import paths
+from ubmd.errors import InputError
+
+_INSTANTIATE_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
+_LONGEST_NAME = 160
+_PACKAGES = ("torch", "lightning", "ase", "numpy", "hydra-core")
+
+
+def suggestion(word: str, valid: Iterable[str], *, prefix: str = "") -> str:
+    """``did you mean a or b? (valid: ...)`` for a word that is not among the valid ones."""
+    options = sorted({option for option in valid if not option.startswith("_")})
+    near = get_close_matches(word, options, n=2, cutoff=0.6) or [o for o in options if o.startswith(word)][:2]
+    hint = f"did you mean {' or '.join(prefix + option for option in near)}? " if near else ""
+    return f"{hint}(valid: {', '.join(options) or 'none'})"
+
+
+def locate(target: str, where: str = "_target_") -> Any:
+    """Import the object with a dotted name; `where` is the configuration key that asked for it."""
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                continue
+            raise InputError(
+                f"{where}={target} needs the module {error.name}, which is not installed"
+            ) from error
+        for index in range(cut, len(parts)):
+            if not hasattr(found, parts[index]):
+                names = [m.name for m in pkgutil.iter_modules(getattr(found, "__path__", []))]
+                names += [n for n in dir(found) if not n.startswith("_")]
+                near = get_close_matches(parts[index], names, n=1, cutoff=0.6)
+                hint = f"; did you mean {'.'.join([*parts[:index], near[0]])}?" if near else ""
+                owner = ".".join(parts[:index])
+                raise InputError(f"{where}={target} does not exist: {owner} has no {parts[index]}{hint}")
+            found = getattr(found, parts[index])
+        return found
+    raise InputError(f"{where}={target} does not exist: no module named {parts[0]}")
+
+
+def options_of(target: Any) -> dict[str, inspect.Parameter] | None:
+    """The keyword parameters of a class or function, or None if it takes any key (``**kwargs``)."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    kinds = {p.kind for p in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    return {name: p for name, p in parameters.items() if p.kind not in hidden}
+
+
+def validate(cfg: DictConfig, config_name: str | None = None) -> None:
+    """Compare every ``_target_`` node with the signature it names, without resolving or building anything.
+
+    With `config_name` ("learn", ...), the keys outside such nodes are compared with that base configuration.
+    Raises InputError for the first unknown, missing or unimportable thing.
+    """
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict)
+    tree.pop("hydra", None)
+    if config_name is not None:
+        _check_against_base(tree, config_name)
+    _check_node(tree, "")
+
+
+def _check_node(node: Any, where: str) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_target(node, where)
+        for key, child in node.items():
+            _check_node(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            _check_node(child, f"{where}[{index}]")
+    elif node == "???":
+        group = where.split(".", 1)[0]
+        options = sorted(file.stem for file in (paths.config_dir() / group).glob("*.yaml"))
+        other = f", or choose {group}=OPTION ({', '.join(options)})" if len(options) > 1 else ""
+        raise InputError(f"{where} is missing: give it as {where}=VALUE{other}")
+
+
+def _check_target(node: Mapping[Any, Any], where: str) -> None:
+    target = node["_target_"]
+    if not isinstance(target, str) or "${" in target:
+        return
+    found = locate(target, f"{where}._target_" if where else "_target_")
+    if not callable(found):
+        raise InputError(f"{where}._target_={target} is neither a class nor a function")
+    options = options_of(found)
+    if options is None:
+        return
+    label = target.rsplit(".", 1)[-1]
+    prefix = f"{where}." if where else ""
+    given = [str(key) for key in node if key not in _INSTANTIATE_KEYS]
+    for key in given:
+        if key not in options:
+            hint = suggestion(key, options, prefix=prefix)
+            raise InputError(f"{prefix}{key} is not an option of {label}; {hint}")
+    positional = len(node.get("_args_") or [])
+    required = [name for name, p in options.items() if p.default is inspect.Parameter.empty][positional:]
+    lacking = [name for name in required if name not in given]
+    if lacking and not node.get("_partial_"):
+        keys = ", ".join(prefix + name for name in lacking)
+        raise InputError(f"{label} needs {keys}: give it as {prefix}{lacking[0]}=VALUE")
+
+
+def base_keys(config_name: str) -> dict[str, Any]:
+    """Top-level keys of a primary configuration: its own with their contents, its groups with None."""
+    raw = OmegaConf.to_container(OmegaConf.load(paths.config_dir() / f"{config_name}.yaml"), resolve=False)
+    assert isinstance(raw, dict)
+    keys: dict[str, Any] = {str(key): value for key, value in raw.items() if key != "defaults"}
+    for entry in raw.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_" and "@" not in entry and "/" not in entry:
+            keys = base_keys(entry) | keys
+        elif isinstance(entry, dict):
+            group = re.sub(r"^(override |optional )*", "", str(next(iter(entry)))).lstrip("/")
+            package = group.split("@", 1)[-1].replace("/", ".")
+            keys.setdefault(package.split(".", 1)[0], None)
+    return keys
+
+
+def _check_against_base(tree: Mapping[Any, Any], config_name: str) -> None:
+    base = base_keys(config_name)
+    for key in tree:
+        if key not in base:
+            hint = suggestion(str(key), base.keys() - {"hydra"})
+            raise InputError(f"{key} is not a key of `ubmd {config_name}`; {hint}")
+    _check_plain(tree, base, "")
+
+
+def _check_plain(node: Mapping[Any, Any], base: Mapping[Any, Any], prefix: str) -> None:
+    """Mappings that the base writes out itself, without ``_target_``, accept the keys written there."""
+    for name, known in base.items():
+        found = node.get(name)
+        if (
+            not isinstance(known, Mapping)
+            or not known
+            or "_target_" in known
+            or not isinstance(found, Mapping)
+        ):
+            continue
+        for key in found:
+            if key not in known:
+                hint = suggestion(str(key), map(str, known), prefix=f"{prefix}{name}.")
+                raise InputError(f"{prefix}{name}.{key} is not a key of {prefix}{name}; {hint}")
+        _check_plain(found, known, f"{prefix}{name}.")
+
+
+def check_device(trainer: Mapping[str, Any] | DictConfig) -> None:
+    """Refuse trainer settings that ubmd cannot honour: a GPU where none is, more than one device."""
+    accelerator = str(trainer.get("accelerator", "auto")).lower()
+    strategy = str(trainer.get("strategy", "auto")).lower()
+    nodes = trainer.get("num_nodes", 1)
+    devices = _device_list(trainer.get("devices", "auto"))
+    one = "ubmd runs on one device; run several jobs as a sweep (-m) instead"
+    if strategy not in ("auto", "none", "single_device"):
+        raise InputError(f"trainer.strategy={strategy} is not possible: {one}")
+    if nodes not in (None, 1):
+        raise InputError(f"trainer.num_nodes={nodes} is not possible: {one}")
+    if (len(devices) if isinstance(devices, list) else devices) not in (None, 1):
+        raise InputError(f"trainer.devices={devices} is not possible: {one}")
+    if accelerator == "cpu" or (accelerator == "auto" and devices == 1):
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    other = accelerator == "gpu" and torch.backends.mps.is_available()
+    if accelerator in ("gpu", "cuda") and count == 0 and not other:
+        raise InputError(
+            f"trainer.accelerator={accelerator} but no GPU is available; use trainer.accelerator=cpu"
+        )
+    if isinstance(devices, list) and count and devices[0] >= count:
+        raise InputError(f"trainer.devices={devices} but there are {count} GPUs, counted from 0")
+    if devices is None and count > 1:
+        raise InputError(f"trainer.devices takes all {count} GPUs, but {one}; use trainer.devices=1")
+
+
+def _device_list(devices: Any) -> list[int] | int | None:
+    """Lightning's ways to name devices: a number of them, a list of indices, or None for all there are."""
+    if isinstance(devices, list | tuple | ListConfig):
+        return [int(index) for index in devices]
+    text = str(devices).strip("[] ")
+    try:
+        if text in ("auto", "-1", "None"):
+            return None
+        return [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"trainer.devices={devices} is not a number of devices; use trainer.devices=1"
+        ) from None
+
+
+def plain(cfg: DictConfig | ListConfig) -> Any:
+    """The configuration as plain dicts, lists and values with all references filled in."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise InputError(f"{key}{first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
+    """Overrides as the name of a folder: ``bias.tau-0.5+seed-1``, or ``default`` without any.
+
+    Order and spelling of the overrides do not matter (``0.50`` is ``0.5``); keys that match a pattern in
+    `exclude` are left out. Only characters that need no quoting in a shell, a path or an override are used
+    (so no ``=`` and no comma); a name that loses something by that, or is very long, ends in a digest.
+    """
+    patterns = list(exclude)
+    items: dict[str, str] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group + (f"@{override.package}" if override.package else "")
+        if override.is_hydra_override() or any(fnmatchcase(key, pattern) for pattern in patterns):
+            continue
+        value = "" if override.is_delete() else f"-{override.get_value_element_as_str()}"
+        items[key] = f"{'no-' if override.is_delete() else ''}{key}{value}"
+    text = "+".join(items[key] for key in sorted(items))
+    if not text:
+        return "default"
+    name = re.sub(r"[^\w.+@-]+", "-", text)
+    if name != text or len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME].strip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name
+
+
+def wandb_offline() -> bool:
+    """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode."""
+    return os.environ.get("WANDB_MODE", "offline") in ("", "offline")
+
+
+def provenance() -> dict[str, str | None]:
+    """Versions that produced a result, and the git commit of the checkout (None outside one)."""
+    versions: dict[str, str | None] = {"ubmd": ubmd.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": _git_hash(),
+    }
+
+
+def _git_hash() -> str | None:
+    root = Path(ubmd.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # never the commit of some other repository around an installed package
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_record(cfg: DictConfig, folder: Path | str) -> None:
+    """Write config.yaml (resolved) and provenance.json (versions) into a run's folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain(cfg))),
+        "provenance.json": json.dumps(provenance(), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+
+
+OmegaConf.register_new_resolver(
+    "run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True
+)
+OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+OmegaConf.register_new_resolver(
+    "cwd", os.getcwd, replace=True
+)  # unlike ${hydra:runtime.cwd}, before a job too

@@ -1,0 +1,1 @@
+"""Structures as tensors, their neighbours, files and the growing data set."""

@@ -1,0 +1,188 @@
+"""A batch of atomic structures as one flat, immutable set of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ubmd.data.neighbours import neighbour_matrix
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["AtomicBatch", "collate"]
+
+_PER_ATOM = ("positions", "numbers", "shifts", "mask", "forces")
+_PER_SYSTEM = ("cell", "pbc", "n_atoms", "energy", "stress")
+
+
+@dataclass(frozen=True)
+class AtomicBatch:
+    """Structures laid end to end; atoms of one structure are contiguous and ``system_idx`` is sorted.
+
+    Neighbours are a padded matrix, one row an atom, which turns every sum over neighbours into a small
+    matrix product. Rows hold all atoms within the list's cutoff (possibly more: a skin), periodic images
+    included; padding entries point at the atom itself and are False in ``mask``.
+    """
+
+    positions: Tensor
+    """[n_atoms, 3] Å."""
+    numbers: Tensor
+    """[n_atoms] atomic numbers, int64."""
+    cell: Tensor
+    """[n_systems, 3, 3] Å, rows are the lattice vectors; zeros for a molecule."""
+    pbc: Tensor
+    """[n_systems, 3] bool."""
+    system_idx: Tensor
+    """[n_atoms] index of the structure that an atom belongs to, int64, sorted."""
+    n_atoms: Tensor
+    """[n_systems] number of atoms, int64."""
+    neighbours: Tensor
+    """[n_atoms, k] index of the neighbour within this batch, int64."""
+    mask: Tensor
+    """[n_atoms, k] True where an entry is a neighbour, False where it is padding."""
+    shifts: Tensor | None = None
+    """[n_atoms, k, 3] lattice translations of the neighbour, in whole cells; None if nothing is periodic."""
+    energy: Tensor | None = None
+    """[n_systems] eV, reference."""
+    forces: Tensor | None = None
+    """[n_atoms, 3] eV/Å, reference."""
+    stress: Tensor | None = None
+    """[n_systems, 3, 3] eV/Å³, reference; positive under tension."""
+
+    @property
+    def n_systems(self) -> int:
+        return self.cell.shape[0]
+
+    @property
+    def volume(self) -> Tensor:
+        """[n_systems] Å³; zero for a molecule."""
+        return torch.linalg.det(self.cell).abs()
+
+    def vectors(self) -> Tensor:
+        """Pair vectors r_ij = r_i - r_j (the paper's sign), [n_atoms, k, 3] Å.
+
+        Padding entries get a constant vector far beyond any cutoff, so that they drop out of every
+        smooth sum and have finite derivatives.
+        """
+        vectors = self.positions[:, None] - self.positions[self.neighbours]
+        if self.shifts is not None:
+            vectors = vectors - torch.einsum("nks,nsx->nkx", self.shifts, self.cell[self.system_idx])
+        return torch.where(self.mask[..., None], vectors, torch.full_like(vectors, 1.0e3))
+
+    def sum_atoms(self, values: Tensor) -> Tensor:
+        """Sum of per-atom ``values`` [n_atoms, ...] over each structure, [n_systems, ...]."""
+        out = values.new_zeros((self.n_systems, *values.shape[1:]))
+        return out.index_add(0, self.system_idx, values)
+
+    def max_atoms(self, values: Tensor) -> Tensor:
+        """Maximum of per-atom ``values`` [n_atoms] over each structure, [n_systems]; NaN wins."""
+        out = values.new_full((self.n_systems,), -torch.inf)
+        return out.scatter_reduce(0, self.system_idx, values, "amax")
+
+    def select(self, systems: Tensor) -> AtomicBatch:
+        """The structures with the given indices [m] (any order, repeats allowed) as a new batch."""
+        counts = self.n_atoms[systems]
+        starts = self.n_atoms.cumsum(0) - self.n_atoms
+        system_idx = torch.repeat_interleave(torch.arange(len(systems), device=counts.device), counts)
+        # an atom's old index is its new index plus its structure's displacement in the flat layout
+        offset = (starts[systems] - (counts.cumsum(0) - counts))[system_idx]
+        atoms = torch.arange(len(system_idx), device=counts.device) + offset
+        new: dict[str, Tensor | None] = {
+            "system_idx": system_idx,
+            "neighbours": self.neighbours[atoms] - offset[:, None],
+        }
+        for name in _PER_ATOM:
+            value = getattr(self, name)
+            new[name] = None if value is None else value[atoms]
+        for name in _PER_SYSTEM:
+            value = getattr(self, name)
+            new[name] = None if value is None else value[systems]
+        return AtomicBatch(**new)  # pyright: ignore[reportArgumentType]
+
+    def replace(self, **changes: Tensor | None) -> AtomicBatch:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    def with_neighbours(self, cutoff: float) -> AtomicBatch:
+        """A copy whose neighbour matrix is computed afresh from its positions, ``cutoff`` in Å."""
+        neighbours, mask, shifts = neighbour_matrix(
+            self.positions.detach().cpu().double().numpy(),
+            self.cell.detach().cpu().double().numpy(),
+            self.pbc.cpu().numpy(),
+            self.n_atoms.cpu().numpy(),
+            cutoff,
+        )
+        return self.replace(
+            neighbours=torch.as_tensor(neighbours, device=self.positions.device),
+            mask=torch.as_tensor(mask, device=self.positions.device),
+            shifts=None if shifts is None else torch.as_tensor(shifts).to(self.positions),
+        )
+
+    def to(self, *args: torch.device | str | torch.dtype, non_blocking: bool = False) -> AtomicBatch:
+        """Moves all fields to a device; a dtype converts the floating-point fields only."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for arg in args:
+                if value is None or (isinstance(arg, torch.dtype) and not value.is_floating_point()):
+                    continue
+                value = value.to(arg, non_blocking=non_blocking)
+            moved[field.name] = value
+        return AtomicBatch(**moved)
+
+
+def collate(
+    structures: Sequence[Atoms],
+    cutoff: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AtomicBatch:
+    """Builds a batch from ASE structures, with neighbours within ``cutoff`` (Å).
+
+    Labels are taken from ``REF_energy`` (``atoms.info``, eV), ``REF_forces`` (``atoms.arrays``, eV/Å) and
+    ``REF_stress`` (``atoms.info``, 3x3 in eV/Å³); a label enters the batch if every structure has it.
+
+    Raises:
+        ValueError: if ``structures`` is empty.
+    """
+    if not structures:
+        raise ValueError("collate needs at least one structure, got none")
+    n_atoms = np.array([len(a) for a in structures])
+    positions = np.concatenate([a.positions for a in structures])
+    pbc = np.array([a.pbc for a in structures])
+    cell = np.array([np.asarray(a.cell) if a.pbc.any() else np.zeros((3, 3)) for a in structures])
+    neighbours, mask, shifts = neighbour_matrix(positions, cell, pbc, n_atoms, cutoff)
+
+    def real(values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else torch.as_tensor(values, dtype=dtype, device=device)
+
+    def label(key: str, per_atom: bool) -> Tensor | None:
+        found = [(a.arrays if per_atom else a.info).get(key) for a in structures]
+        if any(v is None for v in found):
+            return None
+        return real(np.concatenate(found) if per_atom else np.array(found, dtype=float))
+
+    def integer(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64, device=device)
+
+    return AtomicBatch(
+        positions=torch.as_tensor(positions, dtype=dtype, device=device),
+        numbers=integer(np.concatenate([a.numbers for a in structures])),
+        cell=torch.as_tensor(cell, dtype=dtype, device=device),
+        pbc=torch.as_tensor(pbc, device=device),
+        system_idx=integer(np.repeat(np.arange(len(structures)), n_atoms)),
+        n_atoms=integer(n_atoms),
+        neighbours=integer(neighbours),
+        mask=torch.as_tensor(mask, device=device),
+        shifts=real(shifts),
+        energy=label("REF_energy", per_atom=False),
+        forces=label("REF_forces", per_atom=True),
+        stress=label("REF_stress", per_atom=False),
+    )

@@ -1,0 +1,163 @@
+"""The growing data set of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from ubmd.data.batch import AtomicBatch, collate
+from ubmd.data.io import check_species, read_labelled
+from ubmd.errors import InputError
+from ubmd.seeding import Stage, stage_rng
+
+__all__ = ["GrowingDataModule", "split_indices"]
+
+
+def split_indices(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Random training and validation indices of ``n`` structures, each sorted and neither empty."""
+    n_valid = min(max(1, round(validation_fraction * n)), n - 1)
+    order = rng.permutation(n)
+    return sorted(order[n_valid:].tolist()), sorted(order[:n_valid].tolist())
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles anew each epoch with a stream of (seed, round, epoch), so that a resumed fit sees the same order."""
+
+    def __init__(self, n: int, seed: int, round_index: int):
+        self.n, self.seed, self.round_index = n, seed, round_index
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        rng = stage_rng(self.seed, self.round_index, Stage.SHUFFLE, self.epoch)
+        return iter(rng.permutation(self.n).tolist())
+
+
+class GrowingDataModule(LightningDataModule):
+    """All labelled structures of a run, split into training and validation (= calibration) part, and a test set.
+
+    The tensors of a split lie on the trainer's device as one batch, from which mini-batches are gathered;
+    nothing is copied and no worker is needed.
+
+    Args:
+        cutoff: of the neighbour lists, Å.
+        species: chemical symbols that the model knows.
+        batch_size: structures in a training mini-batch.
+        evaluation_batch_size: structures evaluated at once.
+        validation_fraction: share of the labelled structures that validate and calibrate.
+        test: held-out structures with labels, or the path of their extended XYZ file; None if there are none.
+        stress: require a stress label of every structure.
+        dtype: of the tensors.
+        seed: root seed of the run.
+    """
+
+    def __init__(
+        self,
+        cutoff: float,
+        species: Sequence[str],
+        batch_size: int = 32,
+        evaluation_batch_size: int = 64,
+        validation_fraction: float = 0.1,
+        test: Sequence[Atoms] | str | None = None,
+        stress: bool = False,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1 or evaluation_batch_size < 1:
+            raise InputError(f"data.batch_size={batch_size} and data.evaluation_batch_size must be at least 1")
+        if not 0 < validation_fraction < 1:
+            raise InputError(f"data.validation_fraction={validation_fraction} must lie between 0 and 1")
+        self.cutoff, self.species, self.dtype, self.stress = cutoff, list(species), dtype, stress
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.round_index = 0
+        self.structures: list[Atoms] = []
+        self.train_indices: list[int] = []
+        self.valid_indices: list[int] = []
+        self._batches: dict[str, AtomicBatch] = {}
+        self.test_structures = read_labelled(test) if isinstance(test, str | Path) else list(test or ())
+        self._check(self.test_structures, "data.test")
+
+    def _check(self, structures: Sequence[Atoms], name: str) -> None:
+        check_species(structures, self.species, name)
+        if self.stress and any("REF_stress" not in a.info for a in structures):
+            raise InputError(
+                f"{name} has a structure without REF_stress, which training.loss.stress > 0 needs; "
+                "use a reference that gives stress or set training.loss.stress=0"
+            )
+
+    def set_round(self, round_index: int, structures: Sequence[Atoms]) -> None:
+        """Takes the labelled structures of a round and draws its training and validation parts."""
+        if len(structures) < 2:
+            raise InputError(
+                f"{len(structures)} labelled structure(s) cannot be split into training and validation parts; "
+                "check why the reference rejected the others (system.n_initial, labelling.max_force)"
+            )
+        self._check(structures, "the labelled data set")
+        self.round_index, self.structures = round_index, list(structures)
+        rng = stage_rng(self.seed, round_index, Stage.SPLIT)
+        self.train_indices, self.valid_indices = split_indices(len(structures), self.validation_fraction, rng)
+        self._batches = {name: batch for name, batch in self._batches.items() if name == "test"}
+
+    def split(self, name: str, device: torch.device | str = "cpu") -> AtomicBatch:
+        """All structures of ``"train"``, ``"valid"``, ``"test"`` or ``"labelled"`` (train and valid) as one batch."""
+        members = {
+            "train": [self.structures[i] for i in self.train_indices],
+            "valid": [self.structures[i] for i in self.valid_indices],
+            "labelled": self.structures,
+            "test": self.test_structures,
+        }[name]
+        if name not in self._batches:
+            self._batches[name] = collate(members, self.cutoff, dtype=self.dtype)
+        if self._batches[name].positions.device != torch.device(device):
+            self._batches[name] = self._batches[name].to(device)
+        return self._batches[name]
+
+    def chunks(self, name: str, device: torch.device | str = "cpu") -> Iterator[AtomicBatch]:
+        """The structures of a split in evaluation batches."""
+        batch = self.split(name, device)
+        for indices in torch.arange(batch.n_systems, device=device).split(self.evaluation_batch_size):
+            yield batch.select(indices)
+
+    def _loader(self, name: str, batch_size: int, sampler: Sampler[int] | None = None) -> DataLoader[Tensor]:
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        batch = self.split(name, device)
+
+        def gather(indices: list[int]) -> AtomicBatch:
+            return batch.select(torch.tensor(indices, device=device))
+
+        return DataLoader(
+            dataset=range(batch.n_systems),  # pyright: ignore[reportArgumentType]
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=gather,
+        )
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        n = len(self.train_indices)
+        return self._loader("train", min(self.batch_size, n), EpochSampler(n, self.seed, self.round_index))
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return self._loader("valid", self.evaluation_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        return self._loader("test", self.evaluation_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """The calibration split, which is the validation split."""
+        return self._loader("valid", self.evaluation_batch_size)

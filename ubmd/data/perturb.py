@@ -1,0 +1,60 @@
+"""Random perturbation of structures (Eqs. 32-34)."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from ubmd.errors import InputError
+
+__all__ = ["perturb", "random_strain", "stretch"]
+
+
+def random_strain(rng: np.random.Generator, amplitude: float) -> NDArray[np.float64]:
+    """Symmetric strain (A + A^T) / 2 with the entries of A uniform in ±``amplitude``, [3, 3]."""
+    a = rng.uniform(-amplitude, amplitude, size=(3, 3))
+    return 0.5 * (a + a.T)
+
+
+def stretch(strain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Deformation (I + 2 strain)^(1/2) of Eqs. 33 and 34, [3, 3], symmetric.
+
+    Raises:
+        ValueError: if the strain is so compressive that I + 2 strain is not positive definite.
+    """
+    values, vectors = np.linalg.eigh(np.eye(3) + 2 * strain)
+    if values.min() <= 0:
+        raise ValueError(f"strain collapses the cell: I + 2 strain has the eigenvalue {values.min():.3g}")
+    return (vectors * np.sqrt(values)) @ vectors.T
+
+
+def perturb(
+    atoms: Atoms, n: int, *, displacement: float, strain: float = 0.0, rng: np.random.Generator
+) -> list[Atoms]:
+    """``n`` copies with every coordinate shifted and, if periodic, the cell strained (Eqs. 32-34).
+
+    Args:
+        atoms: the structure to perturb; its labels are not copied.
+        n: number of copies.
+        displacement: half-width of the uniform distribution of each coordinate's shift, Å.
+        strain: half-width of the uniform distribution behind the strain (dimensionless); 0 keeps the cell.
+        rng: the random stream.
+
+    Raises:
+        InputError: if a strain is asked for a structure that is not fully periodic.
+    """
+    if strain and not atoms.pbc.all():
+        raise InputError(
+            f"system.strain={strain} needs a structure that is periodic in three directions; use system.strain=0"
+        )
+    out = []
+    for _ in range(n):
+        copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        copy.positions += rng.uniform(-displacement, displacement, size=(len(atoms), 3))
+        if strain:
+            deform = stretch(random_strain(rng, strain))
+            copy.set_cell(np.asarray(copy.cell) @ deform)
+            copy.positions = copy.positions @ deform  # deform is symmetric
+        out.append(copy)
+    return out

@@ -1,0 +1,72 @@
+"""Saving walkers half-way, so that a run that is killed continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ubmd.dynamics.state import WalkerState
+from ubmd.errors import InputError
+from ubmd.files import replaced
+
+__all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
+
+_VERSION = 1
+
+
+def fingerprint(state: WalkerState, *settings: object) -> str:
+    """Names a run by its start and settings, so that another run's checkpoint is not taken for its own.
+
+    Args:
+        state: the walkers as the run began.
+        settings: whatever else decides the trajectory; told apart by ``repr``, which frozen dataclasses of
+            numbers write in full.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    batch = state.batch
+    for values in (
+        *(batch.positions, batch.numbers, batch.cell, batch.pbc, batch.n_atoms),
+        *(state.momenta, state.masses, state.temperature, state.seed, state.step, state.walker),
+    ):
+        digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, run: str, values: dict[str, Any]) -> None:
+    """Writes ``values`` (plain containers, numbers, strings and tensors), whole or not at all.
+
+    Args:
+        path: the file; replaced if it exists.
+        run: the run's :func:`fingerprint`.
+        values: what to save.
+    """
+    with replaced(path) as temporary:
+        torch.save({"version": _VERSION, "run": run, "values": values}, temporary)
+
+
+def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
+    """What was saved, on the CPU, or None if there is no file.
+
+    Raises:
+        InputError: if the file is damaged or belongs to another run.
+    """
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        version, owner, values = saved["version"], saved["run"], saved["values"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read; delete it to start the walkers afresh"
+        ) from error
+    if version != _VERSION or owner != run:
+        raise InputError(
+            f"checkpoint {path} belongs to another run (other start, seeds, integrator, rules, "
+            "frame_interval, skin or version); delete it to start the walkers afresh"
+        )
+    return values

@@ -1,0 +1,94 @@
+"""What walkers found: the frames they kept and why each of them stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from ubmd.dynamics.stopping import StopReason
+
+__all__ = ["Exploration", "frames_to_atoms"]
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """Frames of walkers of the same composition, sorted by walker and step; f frames, n atoms, w walkers.
+
+    What the potential does not predict is NaN. Walkers are listed by ascending identity.
+    """
+
+    numbers: NDArray[np.int64]
+    """[n] atomic numbers."""
+    pbc: NDArray[np.bool_]
+    """[3]."""
+    walker: NDArray[np.int64]
+    """[f] identity of the frame's walker."""
+    step: NDArray[np.int64]
+    """[f]."""
+    positions: NDArray[np.float64]
+    """[f, n, 3] Å, unwrapped."""
+    cell: NDArray[np.float64]
+    """[f, 3, 3] Å; zeros for a molecule."""
+    energy: NDArray[np.float64]
+    """[f] eV, without the bias."""
+    uncertainty: NDArray[np.float64]
+    """[f] eV/atom."""
+    atomic_uncertainty: NDArray[np.float64]
+    """[f, n] eV/Å."""
+    tau: NDArray[np.float64]
+    """[f] biasing strength."""
+    walkers: NDArray[np.int64]
+    """[w] identities, ascending."""
+    reasons: NDArray[np.int8]
+    """[w] values of :class:`~ubmd.dynamics.stopping.StopReason`."""
+    steps: NDArray[np.int64]
+    """[w] step at which the walker stopped."""
+    temperature: NDArray[np.float64]
+    """[w] K, the thermostat's target."""
+    max_uncertainty: NDArray[np.float64]
+    """[w] highest atomic uncertainty met at any step, eV/Å."""
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames of all walkers together."""
+        return len(self.walker)
+
+    @property
+    def md_steps(self) -> int:
+        """Steps of all walkers together."""
+        return int(self.steps.sum())
+
+    def stopped_by(self, reason: StopReason) -> int:
+        """Number of walkers that stopped for ``reason``."""
+        return int((self.reasons == reason).sum())
+
+
+def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
+    """The frames as ASE structures, in order.
+
+    ``info`` holds walker, step, energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å) and tau;
+    ``arrays`` holds atomic_uncertainty (eV/Å). They are the model's words, not labels, hence not attached as
+    a calculator's results.
+    """
+    frames = []
+    for i in range(exploration.n_frames):
+        atoms = Atoms(
+            numbers=exploration.numbers,
+            positions=exploration.positions[i],
+            cell=exploration.cell[i],
+            pbc=exploration.pbc,
+        )
+        atoms.info.update(
+            walker=int(exploration.walker[i]),
+            step=int(exploration.step[i]),
+            energy=float(exploration.energy[i]),
+            uncertainty=float(exploration.uncertainty[i]),
+            max_atomic_uncertainty=float(exploration.atomic_uncertainty[i].max(initial=-np.inf)),
+            tau=float(exploration.tau[i]),
+        )
+        atoms.arrays["atomic_uncertainty"] = exploration.atomic_uncertainty[i].copy()
+        frames.append(atoms)
+    return frames

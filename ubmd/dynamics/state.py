@@ -1,0 +1,230 @@
+"""The whole state of a batch of walkers, and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_masses
+from torch import Tensor
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.dynamics.noise import MOMENTA_STREAM, checked_seeds, stream
+from ubmd.errors import InputError
+from ubmd.models.potential import Memory, Prediction, WalkerPotential
+from ubmd.units import ACCELERATION, KB
+
+__all__ = ["WalkerState", "degrees_of_freedom", "evaluate", "initial_state", "kinetic_temperature"]
+
+
+@dataclass(frozen=True, eq=False)
+class WalkerState:
+    """Everything that the future of a batch of walkers depends on, apart from potential and integrator.
+
+    The fields below ``memory`` are what the potential said about these positions; they are None before the
+    first evaluation, and later None if the potential does not predict them.
+    """
+
+    batch: AtomicBatch
+    """One structure a walker; its neighbour matrix reaches beyond the cutoff by a skin."""
+    momenta: Tensor
+    """[n_atoms, 3] amu Å/fs."""
+    masses: Tensor
+    """[n_atoms] amu."""
+    forces: Tensor
+    """[n_atoms, 3] eV/Å of the last prediction (biased if the potential is); zeros before the first one."""
+    temperature: Tensor
+    """[n_walkers] K, what the thermostat aims at."""
+    seed: Tensor
+    """[n_walkers] int64, names each walker's stream of random numbers."""
+    step: Tensor
+    """[n_walkers] int64, completed steps."""
+    walker: Tensor
+    """[n_walkers] int64, identity: stays with a walker when others leave the batch."""
+    listed_positions: Tensor
+    """[n_atoms, 3] Å, where the atoms were when the neighbour matrix was computed."""
+    memory: Memory
+    """What the potential remembers; the first axis of each tensor counts walkers."""
+    energy: Tensor | None = None
+    """[n_walkers] eV, float64, without the bias."""
+    uncertainty: Tensor | None = None
+    """[n_walkers] eV/atom."""
+    atomic_uncertainty: Tensor | None = None
+    """[n_atoms] eV/Å."""
+    tau: Tensor | None = None
+    """[n_walkers] biasing strength."""
+
+    @property
+    def n_walkers(self) -> int:
+        """Number of walkers in the batch."""
+        return self.batch.n_systems
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether forces and energy are those of the present positions' prediction."""
+        return self.energy is not None
+
+    def max_uncertainty(self) -> Tensor | None:
+        """[n_walkers] highest atomic uncertainty of each walker, eV/Å; NaN wins; None if not predicted."""
+        return None if self.atomic_uncertainty is None else self.batch.max_atoms(self.atomic_uncertainty)
+
+    def replace(self, **changes: object) -> WalkerState:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    def observed(self, prediction: Prediction, **changes: object) -> WalkerState:
+        """A copy with the forces, observables and memory of ``prediction``, and ``changes`` besides."""
+        energy, bias = prediction.energy, prediction.bias_energy
+        return self.replace(
+            # a float64 force must not silently promote a float32 run
+            forces=prediction.forces.to(self.momenta.dtype),
+            energy=energy if bias is None else energy - bias,
+            uncertainty=prediction.uncertainty,
+            atomic_uncertainty=prediction.atomic_uncertainty,
+            tau=prediction.tau,
+            memory=prediction.memory or {},
+            **changes,
+        )
+
+    def select(self, walkers: Tensor) -> WalkerState:
+        """The walkers at the given places [m] of the batch (int64, any order) as a new state."""
+        counts = self.batch.n_atoms[walkers]
+        starts = self.batch.n_atoms.cumsum(0) - self.batch.n_atoms
+        offset = torch.repeat_interleave(starts[walkers] - (counts.cumsum(0) - counts), counts)
+        atoms = torch.arange(len(offset), device=offset.device) + offset
+        new: dict[str, object] = {"batch": self.batch.select(walkers)}
+        new["memory"] = {key: value[walkers] for key, value in self.memory.items()}
+        for names, index in ((_PER_ATOM, atoms), (_PER_WALKER, walkers)):
+            for name in names:
+                value = getattr(self, name)
+                new[name] = None if value is None else value[index]
+        return self.replace(**new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries of CPU tensors, for ``torch.save``; a field that is None is left out.
+
+        :meth:`from_state_dict` gives the same bits back, neighbours and listed positions included, so that a
+        resumed run cannot differ from an uninterrupted one.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("batch", "memory")}
+        batch = {f.name: getattr(self.batch, f.name) for f in fields(self.batch)}
+        return {"batch": _plain(batch), "memory": _plain(self.memory), **_plain(own)}
+
+    @classmethod
+    def from_state_dict(
+        cls, values: Mapping[str, Any], *, device: torch.device | str | None = None
+    ) -> WalkerState:
+        """The inverse of :meth:`state_dict`, on ``device``.
+
+        Raises:
+            InputError: if a field is missing or unknown.
+        """
+        nested = {"batch": values.get("batch", {}), "memory": values.get("memory", {})}
+        own = {key: value for key, value in values.items() if key not in nested}
+        try:
+            batch = AtomicBatch(**_moved(nested["batch"], device))
+            return cls(batch=batch, memory=_moved(nested["memory"], device), **_moved(own, device))
+        except TypeError as error:
+            raise InputError(f"saved walkers do not fit this version's WalkerState: {error}") from error
+
+
+_PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "atomic_uncertainty")
+_PER_WALKER = ("temperature", "seed", "step", "walker", "energy", "uncertainty", "tau")
+
+
+def _plain(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    # clone, because torch.save writes the whole storage behind a view
+    return {key: value.detach().cpu().clone() for key, value in values.items() if value is not None}
+
+
+def _moved(values: Mapping[str, Tensor], device: torch.device | str | None) -> dict[str, Any]:
+    return {key: value.to(device) for key, value in values.items()}
+
+
+def initial_state(
+    batch: AtomicBatch,
+    *,
+    temperature: float | Sequence[float] | Tensor,
+    seeds: Sequence[int] | np.ndarray | Tensor,
+    masses: Tensor | None = None,
+    walkers: Sequence[int] | None = None,
+) -> WalkerState:
+    """Walkers at the structures of ``batch`` with momenta from the Maxwell-Boltzmann distribution.
+
+    Each walker's momenta come from its own stream, so they do not depend on the other walkers. The total
+    momentum of each walker is removed by subtracting its centre-of-mass velocity, as ASE's ``Stationary``
+    does with ``preserve_temperature=False``; the kinetic temperature is not rescaled, and rotation is kept.
+    A walker of one atom keeps its momentum.
+
+    Args:
+        batch: one structure a walker; labels are dropped.
+        temperature: K, one for all or one a walker; must be positive.
+        seeds: [n_walkers] non-negative integers; give each walker its own.
+        masses: [n_atoms] amu; by default the standard atomic weights.
+        walkers: [n_walkers] identities, by default 0, 1, ...
+
+    Raises:
+        InputError: for a temperature, seed, mass or identity that makes no sense.
+    """
+    device, dtype, n_walkers = batch.positions.device, batch.positions.dtype, batch.n_systems
+    target = torch.as_tensor(temperature, dtype=torch.float64).expand(n_walkers).clone()
+    if not bool(((target > 0) & target.isfinite()).all()):
+        raise InputError(f"temperature must be positive, got {target.min():g} K; give kelvins, e.g. 300")
+    seed = checked_seeds(seeds, n_walkers)
+    identity = torch.arange(n_walkers) if walkers is None else torch.as_tensor(walkers, dtype=torch.int64)
+    if len(identity) != n_walkers or len(identity.unique()) != n_walkers:
+        raise InputError(f"walkers must hold {n_walkers} different identities, got {identity.tolist()}")
+    if masses is None:
+        masses = torch.as_tensor(atomic_masses)[batch.numbers.cpu()]
+    mass = masses.detach().cpu().double()
+    if mass.shape != batch.numbers.shape or not bool((mass > 0).all()):
+        raise InputError(f"masses must be {len(batch.numbers)} positive numbers in amu, one an atom")
+    return WalkerState(
+        batch=batch.replace(energy=None, forces=None, stress=None),
+        momenta=_thermal_momenta(batch.n_atoms.cpu(), mass, target, seed).to(device, dtype),
+        masses=mass.to(device, dtype),
+        forces=torch.zeros_like(batch.positions),
+        temperature=target.to(device, dtype),
+        seed=torch.as_tensor(seed, device=device),
+        step=torch.zeros(n_walkers, dtype=torch.int64, device=device),
+        walker=identity.to(device),
+        listed_positions=batch.positions,
+        memory={},
+    )
+
+
+def _thermal_momenta(n_atoms: Tensor, masses: Tensor, temperature: Tensor, seeds: np.ndarray) -> Tensor:
+    """[n_atoms, 3] amu Å/fs without total momentum, float64."""
+    parts = zip(masses.split(n_atoms.tolist()), temperature.tolist(), seeds.tolist(), strict=True)
+    momenta = []
+    for mass, kelvin, seed in parts:
+        normals = torch.as_tensor(stream(seed, MOMENTA_STREAM).standard_normal((len(mass), 3)))
+        momentum = (mass[:, None] * (KB * kelvin * ACCELERATION)).sqrt() * normals
+        if len(mass) > 1:
+            momentum = momentum - mass[:, None] * (momentum.sum(0) / mass.sum())
+        momenta.append(momentum)
+    return torch.cat(momenta)
+
+
+def evaluate(state: WalkerState, potential: WalkerPotential) -> WalkerState:
+    """The state with the potential's forces, observables and memory at its present positions.
+
+    Args:
+        state: walkers whose neighbour matrix is valid for the potential's cutoff.
+        potential: biased or not.
+    """
+    return state.observed(potential(state.batch, state.memory))
+
+
+def degrees_of_freedom(state: WalkerState) -> Tensor:
+    """[n_walkers] number of thermalised degrees of freedom: all 3N, the centre of mass included."""
+    return 3 * state.batch.n_atoms
+
+
+def kinetic_temperature(state: WalkerState) -> Tensor:
+    """[n_walkers] K: twice the kinetic energy per thermalised degree of freedom and Boltzmann constant."""
+    twice_kinetic = state.batch.sum_atoms(state.momenta.square().sum(1) / state.masses)
+    return twice_kinetic / (degrees_of_freedom(state) * (KB * ACCELERATION))

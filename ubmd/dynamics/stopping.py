@@ -1,0 +1,121 @@
+"""When and why a walker stops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.dynamics.state import WalkerState, kinetic_temperature
+from ubmd.errors import InputError
+
+__all__ = ["StopReason", "StoppingRules", "stop_reasons"]
+
+
+class StopReason(IntEnum):
+    """Why a walker stopped; of several reasons the greatest number counts.
+
+    A state that is not physical is no candidate for labelling, whatever its uncertainty, so those come last.
+    """
+
+    RUNNING = 0
+    MAX_STEPS = 1
+    UNCERTAINTY = 2
+    TEMPERATURE = 3
+    CLOSE_CONTACT = 4
+    NAN = 5
+
+    @property
+    def unphysical(self) -> bool:
+        """Whether the last state is useless."""
+        return self >= StopReason.TEMPERATURE
+
+    @property
+    def description(self) -> str:
+        """For people, e.g. in a table of walkers."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    StopReason.RUNNING: "still running",
+    StopReason.MAX_STEPS: "reached the step limit",
+    StopReason.UNCERTAINTY: "crossed the uncertainty threshold",
+    StopReason.TEMPERATURE: "kinetic temperature ran away",
+    StopReason.CLOSE_CONTACT: "two atoms came too close",
+    StopReason.NAN: "numbers became infinite or NaN",
+}
+
+
+@dataclass(frozen=True)
+class StoppingRules:
+    """Limits on a walker; None switches a rule off.
+
+    Args:
+        uncertainty_threshold: highest uncertainty of any atom's force, eV/Å; a walker above it has found a
+            candidate and stops.
+        max_steps: number of steps.
+        min_distance: Å between any two atoms, periodic images included. The shortest bond there is (H-H) has
+            0.74 Å and rarely vibrates below 0.6 Å.
+        max_temperature_factor: limit on kinetic / target temperature. With N atoms the limit is this factor
+            times 1 + 2/N, because the temperature of one or two atoms fluctuates manifold in equilibrium.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+
+    uncertainty_threshold: float | None = 1.5
+    max_steps: int = 20000
+    min_distance: float | None = 0.5
+    max_temperature_factor: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for name, unit in (("uncertainty_threshold", "eV/Å"), ("min_distance", "Å")):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} must be positive ({unit}) or null to switch it off, got {value}")
+        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise InputError(f"max_steps must be a positive whole number, got {self.max_steps}")
+        factor = self.max_temperature_factor
+        if factor is not None and not (factor > 1 and math.isfinite(factor)):
+            raise InputError(
+                f"max_temperature_factor must exceed 1 or be null to switch it off, got {factor}"
+            )
+
+
+def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:
+    """Why each walker has to stop, [n_walkers] int8 values of :class:`StopReason`, on the state's device.
+
+    Args:
+        state: evaluated walkers. The rule on uncertainty does nothing if the potential predicted none.
+        rules: the limits.
+    """
+    batch, temperature, highest = state.batch, kinetic_temperature(state), state.max_uncertainty()
+    # one sum that is finite only if all numbers are; forces have already entered the momenta
+    probe = batch.sum_atoms(batch.positions.sum(1)) + temperature
+    reasons = torch.zeros_like(state.step, dtype=torch.int8)
+    reasons = reasons.masked_fill(state.step >= rules.max_steps, int(StopReason.MAX_STEPS))
+    if highest is not None:
+        probe = probe + highest
+        if rules.uncertainty_threshold is not None:
+            above = highest > rules.uncertainty_threshold
+            reasons = reasons.masked_fill(above, int(StopReason.UNCERTAINTY))
+    if rules.max_temperature_factor is not None:
+        limit = state.temperature * (rules.max_temperature_factor * (1 + 2 / batch.n_atoms))
+        reasons = reasons.masked_fill(temperature > limit, int(StopReason.TEMPERATURE))
+    if rules.min_distance is not None:
+        close = batch.max_atoms(-_nearest_squared(batch)) > -(rules.min_distance**2)
+        reasons = reasons.masked_fill(close, int(StopReason.CLOSE_CONTACT))
+    if state.energy is not None:
+        probe = probe + state.energy
+    return reasons.masked_fill(~torch.isfinite(probe), int(StopReason.NAN))
+
+
+def _nearest_squared(batch: AtomicBatch) -> Tensor:
+    """[n_atoms] Å², squared distance to the nearest listed neighbour."""
+    # twice as fast as square().sum(2), and this is the most expensive rule
+    x, y, z = batch.vectors().unbind(2)
+    return torch.addcmul(torch.addcmul(x * x, y, y), z, z).amin(1)

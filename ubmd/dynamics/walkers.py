@@ -1,0 +1,298 @@
+"""Running walkers as one batch, until each of them has a reason to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ubmd.dynamics.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from ubmd.dynamics.exploration import Exploration
+from ubmd.dynamics.noise import WalkerNoise
+from ubmd.dynamics.skin import outran_skin, rebuild_neighbours
+from ubmd.dynamics.state import WalkerState, evaluate
+from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
+from ubmd.errors import InputError
+from ubmd.models.potential import Prediction, WalkerPotential
+
+__all__ = ["Integrator", "StepHalves", "run_walkers"]
+
+
+class StepHalves(Protocol):
+    """A step as two halves around the one evaluation of the potential, for a fixed set of walkers."""
+
+    def first_half(self, state: WalkerState, noise: Tensor, /) -> WalkerState:
+        """The state with new positions, ready to be evaluated."""
+        ...
+
+    def second_half(self, state: WalkerState, prediction: Prediction, noise: Tensor, /) -> WalkerState:
+        """The state after the step, its ``step`` counted and the prediction's observables taken over."""
+        ...
+
+
+class Integrator(Protocol):
+    """Settings of a molecular dynamics, e.g. :class:`~ubmd.dynamics.langevin.Langevin`.
+
+    Its ``repr`` must show every setting: a checkpoint is recognised by it.
+    """
+
+    def prepare(self, state: WalkerState, /) -> StepHalves:
+        """Coefficients that hold until the set of walkers changes."""
+        ...
+
+
+@torch.no_grad()
+def run_walkers(
+    state: WalkerState,
+    potential: WalkerPotential,
+    integrator: Integrator,
+    rules: StoppingRules,
+    *,
+    frame_interval: int = 200,
+    skin: float = 1.0,
+    checkpoint: Path | str | None = None,
+    checkpoint_interval: int = 1000,
+    on_progress: Callable[[int, int, float], None] | None = None,
+    progress_interval: int = 100,
+) -> Exploration:
+    """Molecular dynamics of all walkers at once; one that has a reason to stop stops alone.
+
+    Stopping rules are applied after every step, but not to the start. A walker's frame is kept every
+    ``frame_interval`` steps and where it crosses the uncertainty threshold; neither the start, which is
+    labelled already, nor an unphysical state is a frame. Each step waits for the device once.
+
+    With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps
+    and at the end, and the same call continues from the file if it exists. The result equals the
+    uninterrupted run's bit by bit, if potential, machine and number of threads are the same. Another
+    potential is not noticed, so a checkpoint must not outlive its potential.
+
+    Args:
+        state: the walkers, e.g. from :func:`~ubmd.dynamics.state.initial_state`; evaluated if they are not.
+            All must have the same atomic numbers in the same order, and the same periodicity.
+        potential: biased or not.
+        integrator: molecular dynamics and its settings.
+        rules: when to stop.
+        frame_interval: steps of a walker between frames.
+        skin: reach of the neighbour lists beyond the cutoff, Å.
+        checkpoint: file to save to and continue from.
+        checkpoint_interval: steps between savings.
+        on_progress: called with steps done by all walkers together, number of walkers still running and the
+            highest atomic uncertainty (eV/Å) met so far by those (NaN if not predicted).
+        progress_interval: steps between these calls.
+
+    Raises:
+        InputError: if walkers differ in composition, a setting is out of range, a threshold is set for a
+            potential without uncertainties, or the checkpoint is damaged or another run's.
+    """
+    _check_intervals(frame_interval, checkpoint_interval, progress_interval, skin)
+    numbers, pbc = _composition(state)
+    file = None if checkpoint is None else Path(checkpoint)
+    name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin)
+    run = None if file is None else _Run.load(file, name, state.batch.positions.device)
+    if run is None:
+        state = rebuild_neighbours(state, potential.cutoff, skin)
+        run = _Run(state if state.evaluated else evaluate(state, potential))
+        if rules.uncertainty_threshold is not None and run.state.atomic_uncertainty is None:
+            raise InputError(
+                f"uncertainty_threshold is {rules.uncertainty_threshold} eV/Å, but the potential predicts no "
+                "uncertainty; set it to null"
+            )
+    while run.state.n_walkers:
+        for state, reasons in _steps(run.state, potential, integrator, rules, skin):
+            run.record(state, reasons, frame_interval)
+            if file is not None and run.rounds % checkpoint_interval == 0:
+                run.save(file, name)
+            if on_progress is not None and run.rounds % progress_interval == 0:
+                on_progress(*run.progress())
+    if file is not None:
+        run.save(file, name)
+    return run.result(numbers, pbc)
+
+
+def _check_intervals(
+    frame_interval: int, checkpoint_interval: int, progress_interval: int, skin: float
+) -> None:
+    named = {"frame": frame_interval, "checkpoint": checkpoint_interval, "progress": progress_interval}
+    for name, interval in named.items():
+        if interval < 1:
+            raise InputError(f"{name}_interval must be at least 1 step, got {interval}")
+    if not 0 <= skin < float("inf"):
+        raise InputError(f"skin must be zero or a positive number of Å, got {skin}")
+
+
+def _composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
+    """The atomic numbers [n] and periodicity [3] that all walkers share."""
+    batch = state.batch
+    if not batch.n_systems:
+        raise InputError("run_walkers needs at least one walker, got none")
+    counts = batch.n_atoms.tolist()
+    numbers, pbc = batch.numbers.cpu(), batch.pbc.cpu()
+    if len(set(counts)) > 1 or not bool((numbers.view(len(counts), -1) == numbers[: counts[0]]).all()):
+        raise InputError(
+            "walkers must all have the same atoms in the same order; run other systems separately"
+        )
+    if not bool((pbc == pbc[0]).all()):
+        raise InputError("walkers must all be periodic along the same lattice vectors; run others separately")
+    return numbers[: counts[0]].numpy(), pbc[0].numpy()
+
+
+def _steps(
+    state: WalkerState, potential: WalkerPotential, integrator: Integrator, rules: StoppingRules, skin: float
+) -> Iterator[tuple[WalkerState, np.ndarray | None]]:
+    """Steps of a fixed set of walkers until one has to stop.
+
+    Whether a walker has to stop is asked of the device together with whether the neighbours are still valid
+    in the next step. Hence the first half of the next step is computed in advance; where a walker stops it is
+    thrown away, and repeated for those that go on.
+
+    Yields:
+        the state after a step, and None or, after the last one, reasons [n_walkers] on the host.
+    """
+    halves = integrator.prepare(state)
+    dtype, device = state.momenta.dtype, state.momenta.device
+    noise = WalkerNoise(state.seed, state.step, state.batch.n_atoms, dtype=dtype, device=device)
+    numbers = noise.next()
+    ahead = halves.first_half(state, numbers)
+    outran, stop = bool(outran_skin(ahead, skin)), False
+    while not stop:
+        if outran:
+            ahead = rebuild_neighbours(ahead, potential.cutoff, skin)
+        state = halves.second_half(ahead, potential(ahead.batch, ahead.memory), numbers)
+        reasons = stop_reasons(state, rules)
+        numbers = noise.next()
+        ahead = halves.first_half(state, numbers)
+        stop, outran = torch.stack([reasons.any(), outran_skin(ahead, skin)]).tolist()  # the one wait
+        yield state, reasons.cpu().numpy() if stop else None
+
+
+@dataclass
+class _Run:
+    """What changes while walkers run; a checkpoint holds all of it."""
+
+    state: WalkerState
+    """Of the walkers that still run, possibly none."""
+    highest: Tensor = field(init=False)
+    """[n_walkers] highest atomic uncertainty so far, eV/Å; NaN if there is none."""
+    rounds: int = 0
+    """Steps of the batch."""
+    frames: list[dict[str, Tensor]] = field(default_factory=list)
+    """Fields of the frames of one step."""
+    stopped: list[dict[str, Tensor]] = field(default_factory=list)
+    """What is known of walkers that stopped at one step."""
+
+    def __post_init__(self) -> None:
+        self.highest = torch.full_like(self.state.temperature, torch.nan)
+        self._count()
+
+    def _count(self) -> None:
+        # known on the host too, because a look at the device's copy would be a wait
+        self.steps = self.state.step.cpu().numpy().copy()
+
+    def record(self, state: WalkerState, reasons: np.ndarray | None, frame_interval: int) -> None:
+        """Takes in the state after a step, keeps its frames and parts with the walkers that stopped."""
+        self.state = state
+        self.rounds += 1
+        self.steps += 1
+        highest = state.max_uncertainty()
+        if highest is not None:
+            self.highest = torch.fmax(self.highest, highest.to(self.highest.dtype))
+        keep = self.steps % frame_interval == 0
+        if reasons is not None:
+            keep = (keep & (reasons < StopReason.TEMPERATURE)) | (reasons == StopReason.UNCERTAINTY)
+        if keep.any():
+            self.frames.append(_frames(state, keep))
+        if reasons is not None:
+            self._part(reasons)
+
+    def _part(self, reasons: np.ndarray) -> None:
+        device = self.state.step.device
+        gone = torch.as_tensor(np.flatnonzero(reasons), device=device)
+        left = torch.as_tensor(np.flatnonzero(reasons == StopReason.RUNNING), device=device)
+        self.stopped.append(
+            {
+                "walkers": self.state.walker[gone].cpu(),
+                "reasons": torch.as_tensor(reasons[reasons != StopReason.RUNNING]),
+                "steps": self.state.step[gone].cpu(),
+                "temperature": self.state.temperature[gone].cpu().double(),
+                "max_uncertainty": self.highest[gone].cpu().double(),
+            }
+        )
+        self.state, self.highest = self.state.select(left), self.highest[left]
+        self._count()
+
+    def progress(self) -> tuple[int, int, float]:
+        """Arguments of ``on_progress``."""
+        done = sum(int(s["steps"].sum()) for s in self.stopped) + int(self.steps.sum())
+        highest = self.highest[~self.highest.isnan()]
+        return done, self.state.n_walkers, float(highest.max()) if len(highest) else float("nan")
+
+    def save(self, path: Path, name: str) -> None:
+        """Writes everything to ``path``."""
+        values: dict[str, Any] = {
+            "state": self.state.state_dict(),
+            "highest": self.highest.cpu(),
+            "rounds": self.rounds,
+            "frames": self.frames,
+            "stopped": self.stopped,
+        }
+        save_checkpoint(path, name, values)
+
+    @classmethod
+    def load(cls, path: Path, name: str, device: torch.device) -> _Run | None:
+        """The run as saved, or None if it was not."""
+        saved = load_checkpoint(path, name)
+        if saved is None:
+            return None
+        run = cls(
+            WalkerState.from_state_dict(saved["state"], device=device),
+            rounds=saved["rounds"],
+            frames=saved["frames"],
+            stopped=saved["stopped"],
+        )
+        run.highest = saved["highest"].to(device)
+        return run
+
+    def result(self, numbers: np.ndarray, pbc: np.ndarray) -> Exploration:
+        """All frames and fates in order."""
+        frames = _joined(self.frames or [_frames(self.state, np.zeros(0, dtype=bool), len(numbers))])
+        fates = _joined(self.stopped)
+        frame_order = np.lexsort((frames["step"], frames["walker"]))
+        fate_order = np.argsort(fates["walkers"])
+        return Exploration(
+            numbers=numbers,
+            pbc=pbc,
+            **{key: value[frame_order] for key, value in frames.items()},
+            **{key: value[fate_order] for key, value in fates.items()},
+        )
+
+
+def _frames(state: WalkerState, keep: np.ndarray, n_atoms: int | None = None) -> dict[str, Tensor]:
+    """Fields of :class:`Exploration` of the walkers in ``keep`` [n_walkers], on the CPU."""
+    batch = state.batch
+    size = len(batch.numbers) // batch.n_systems if n_atoms is None else n_atoms
+    chosen = torch.as_tensor(np.flatnonzero(keep), device=batch.positions.device)
+
+    def real(values: Tensor | None, *shape: int) -> Tensor:
+        if values is None:
+            return torch.full((len(chosen), *shape), torch.nan, dtype=torch.float64)
+        return values.view(batch.n_systems, *shape)[chosen].cpu().double()
+
+    return {
+        "walker": state.walker[chosen].cpu(),
+        "step": state.step[chosen].cpu(),
+        "positions": real(batch.positions, size, 3),
+        "cell": real(batch.cell, 3, 3),
+        "energy": real(state.energy),
+        "uncertainty": real(state.uncertainty),
+        "atomic_uncertainty": real(state.atomic_uncertainty, size),
+        "tau": real(state.tau),
+    }
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}

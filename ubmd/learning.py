@@ -1,0 +1,364 @@
+"""The round loop: fit, test, calibrate, explore, select, label; again until the data set is large enough."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+
+from ubmd.analysis.report import report_run, round_analysis
+from ubmd.callbacks.acquire import Acquire, label_with_progress
+from ubmd.callbacks.calibrate import Calibrate
+from ubmd.callbacks.explore import Explore
+from ubmd.callbacks.monitor import FitProgress
+from ubmd.callbacks.scale_shift import FitScaleShift
+from ubmd.config import check_device, plain
+from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.system import System
+from ubmd.dynamics.explore import WalkerExploration
+from ubmd.dynamics.stopping import StopReason
+from ubmd.errors import InputError
+from ubmd.models.checkpoint import save_potential
+from ubmd.progress import RunProgress, run_progress
+from ubmd.reference.base import Reference
+from ubmd.reference.store import LabelStore
+from ubmd.rounds import INITIAL, RoundFolder, RoundStore
+from ubmd.seeding import Stage, stage_rng, stage_seed
+from ubmd.training.module import PotentialModule
+
+__all__ = ["learn"]
+
+log = logging.getLogger(__name__)
+
+MAY_DIFFER = ("paths", "logger", "debug")
+"""Parts of the configuration that a continued run need not share with its beginning."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What outlives a round."""
+
+    cfg: DictConfig
+    store: RoundStore
+    system: System
+    reference: Reference
+    labels: LabelStore
+    datamodule: GrowingDataModule
+    exploration: WalkerExploration
+    loggers: list[Logger]
+    progress: RunProgress
+
+    @property
+    def seed(self) -> int:
+        return self.cfg.seed
+
+    @property
+    def torsions(self) -> Mapping[str, Any]:
+        return self.system.torsions
+
+
+def learn(cfg: DictConfig) -> float | None:
+    """Runs active learning to its end, or continues the run in ``cfg.paths.run``.
+
+    Returns:
+        the last force RMSE on the test set, eV/Å (for sweepers); None without a test set.
+
+    Raises:
+        InputError: for anything wrong in the configuration, before any expensive work.
+    """
+    _quiet_lightning()
+    check_device(cfg.trainer)
+    loggers: list[Logger] = []
+    with run_progress() as progress:
+        try:
+            run = _prepare(cfg, progress, loggers)
+            _label_initial(run)
+            for index in range(len(run.store.records()), 10**6):
+                structures = run.store.structures(index)
+                if _finished(cfg, index - 1, run.store.structures(index - 1), structures):
+                    break
+                _round(run, index, structures)
+            records = run.store.records()
+            report_run(run.store, run.torsions, progress.console)
+        finally:
+            _close(loggers)
+    return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
+
+
+def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> Run:
+    """Builds what outlives a round, cheapest checks first; ``loggers`` is filled in place so that it can be closed."""
+    system: System = instantiate(cfg.system)
+    exploration: WalkerExploration = instantiate(cfg.dynamics)
+    _check_sizes(cfg, system, exploration)
+    instantiate(cfg.bias)(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
+    for part in (cfg.selection, cfg.calibration.atomic, cfg.calibration.total):
+        instantiate(part)
+    model = instantiate(cfg.model)(species=system.symbols)
+    stress = cfg.training.loss.stress > 0
+    if stress and not system.periodic:
+        raise InputError(f"training.loss.stress={cfg.training.loss.stress} needs a periodic system; set it to 0")
+    reference: Reference = instantiate(cfg.reference)
+    datamodule: GrowingDataModule = instantiate(cfg.data)(
+        cutoff=model.cutoff,
+        species=system.symbols,
+        stress=stress,
+        dtype=getattr(torch, cfg.dtype),
+        seed=cfg.seed,
+    )
+    store = RoundStore(cfg.paths.run)
+    store.open(plain(cfg), ignore=MAY_DIFFER)
+    loggers.extend(_loggers(cfg, store))
+    labels = LabelStore(store.path / "labels.db")
+    return Run(cfg, store, system, reference, labels, datamodule, exploration, loggers, progress)
+
+
+def _check_sizes(cfg: DictConfig, system: System, exploration: WalkerExploration) -> None:
+    learning = cfg.learning
+    for name in ("max_structures", "batch_size"):
+        if learning[name] < 1:
+            raise InputError(f"learning.{name}={learning[name]} must be at least 1")
+    if learning.max_rounds is not None and learning.max_rounds < 1:
+        raise InputError(f"learning.max_rounds={learning.max_rounds} must be at least 1, or null for no limit")
+    if learning.batch_size > exploration.max_candidates:
+        raise InputError(
+            f"learning.batch_size={learning.batch_size} is larger than the pool, which holds at most "
+            f"{exploration.max_candidates} candidates; use more walkers, a longer dynamics.stopping.max_steps "
+            "or a smaller batch"
+        )
+    if learning.max_structures < system.n_initial:
+        raise InputError(
+            f"learning.max_structures={learning.max_structures} is below system.n_initial={system.n_initial}; raise it"
+        )
+    if cfg.dtype not in ("float32", "float64"):
+        raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
+
+
+def _loggers(cfg: DictConfig, store: RoundStore) -> list[Logger]:
+    """The configured loggers; wandb continues the run whose id is in the run folder."""
+    out: list[Logger] = []
+    for config in (cfg.logger or {}).values():
+        if config._target_.endswith("WandbLogger"):
+            file = store.path / "wandb_id.txt"
+            if not file.exists():
+                file.write_text(secrets.token_hex(4))
+            logger = instantiate(config, id=file.read_text().strip(), resume="allow")
+            logger.experiment.define_metric("al/round")
+            logger.experiment.define_metric("al/*", step_metric="al/round")
+            logger.experiment.config.update(plain(cfg), allow_val_change=True)
+        else:
+            logger = instantiate(config)
+        out.append(logger)
+    return out
+
+
+def _close(loggers: list[Logger]) -> None:
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()
+
+
+def _label_initial(run: Run) -> None:
+    """Labels the perturbed structures that the first round trains on."""
+    if run.store.structures(0):
+        return
+    structures = run.system.perturbed(stage_rng(run.seed, 0, Stage.PERTURB))
+    for atoms in structures:
+        # labels belong to the coordinates as the data set's file holds them
+        atoms.positions = atoms.positions.round(8)
+    report = label_with_progress(
+        structures,
+        run.reference,
+        run.labels,
+        max_force=run.cfg.labelling.max_force,
+        progress=run.progress,
+        title="initial labels",
+    )
+    for _, reason in [*report.rejected, *report.failed]:
+        run.progress.console.log(f"initial structure rejected: {reason}")
+    if len(report.labelled) < 2:
+        reasons = [reason for _, reason in [*report.rejected, *report.failed]]
+        raise InputError(
+            f"only {len(report.labelled)} of {len(structures)} initial structures could be labelled "
+            f"({reasons[0]}); check reference, system.displacement and labelling.max_force"
+        )
+    run.store.add_structures(report.labelled, INITIAL)
+
+
+def _finished(cfg: DictConfig, last: int, before: list[Atoms], now: list[Atoms]) -> bool:
+    """True if round ``last`` was trained on a full data set, was the last one allowed, or acquired nothing."""
+    if last < 0:
+        return False
+    full = len(before) >= cfg.learning.max_structures
+    limit = cfg.learning.max_rounds is not None and last + 1 >= cfg.learning.max_rounds
+    if not full and not limit and len(now) == len(before):
+        log.warning("round %d acquired no usable structure; stopping", last)
+        return True
+    return full or limit
+
+
+def _round(run: Run, index: int, structures: list[Atoms]) -> None:
+    """One round, or what is left of it."""
+    folder = run.store.folder(index)
+    run.datamodule.set_round(index, structures)
+    model, module, uncertainty = _build(run, index)
+    best, last = _checkpoints(run.cfg, folder)
+    starts = [a for a in structures if a.info["round"] == index - 1] if index else [run.system.atoms]
+    budget = run.cfg.learning.max_structures - len(structures)
+    final = budget <= 0 or (run.cfg.learning.max_rounds is not None and index + 1 >= run.cfg.learning.max_rounds)
+    save = partial(
+        save_potential,
+        folder.model,
+        model,
+        uncertainty,
+        model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
+        uncertainty_config=plain(run.cfg.uncertainty),
+    )
+    calibration = {name: instantiate(run.cfg.calibration[name]) for name in ("atomic", "total")}
+    calibrate = Calibrate(uncertainty, **calibration, done=save)
+    bias = partial(instantiate(run.cfg.bias), uncertainty=uncertainty)
+    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress)
+    acquire = Acquire(
+        explore,
+        uncertainty,
+        instantiate(run.cfg.selection),
+        min(run.cfg.learning.batch_size, budget),
+        run.reference,
+        run.labels,
+        run.cfg.labelling.max_force,
+        folder,
+        run.seed,
+        run.progress,
+    )
+    acquisition: list[Callback] = [calibrate] if final else [calibrate, explore, acquire]
+    with run.progress.stage(f"round {index} fit", run.cfg.trainer.max_epochs) as stage:
+        callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition]
+        callbacks += [instantiate(c) for c in (run.cfg.callbacks or {}).values()]
+        trainer: Trainer = instantiate(run.cfg.trainer, callbacks=callbacks, logger=run.loggers)
+        started = time.perf_counter()
+        resume = Path(last.dirpath or "") / "last.ckpt"
+        trainer.fit(module, run.datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
+        seconds_fit = time.perf_counter() - started
+    again = {"ckpt_path": best.best_model_path, "datamodule": run.datamodule, "weights_only": True}
+    tested = bool(run.datamodule.test_structures)
+    errors = trainer.test(module, verbose=False, **again)[0] if tested else {}
+    trainer.predict(module, return_predictions=False, **again)
+    metrics: dict[str, Any] = {
+        "round": index,
+        "n_train": len(run.datamodule.train_indices),
+        "n_valid": len(run.datamodule.valid_indices),
+        **{name.removeprefix("test/"): value for name, value in errors.items() if "rmse" in name},
+        "conformal_scale_atom": float(uncertainty.atomic_scale),
+        "conformal_scale_total": float(uncertainty.total_scale),
+        "time_fit_s": seconds_fit,
+        "time_calibrate_s": calibrate.seconds,
+    }
+    if not final:
+        metrics |= _acquisition_metrics(explore, acquire)
+        run.store.add_structures(acquire.labelled, index)
+    metrics |= round_analysis(
+        run.store,
+        index,
+        run.store.structures(index + 1),
+        run.system.torsion_indices,
+        frame_interval=run.exploration.frame_interval,
+        dt=run.exploration.integrator.dt,
+    )
+    run.store.commit(index, {"metrics": metrics})
+    _announce(run, metrics)
+
+
+def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
+    """A fresh model, its training module and its uncertainty."""
+    dtype = getattr(torch, run.cfg.dtype)
+    weights = stage_seed(run.seed, index, Stage.WEIGHTS)
+    model = instantiate(run.cfg.model)(species=run.system.symbols, seed=weights).to(dtype)
+    module = instantiate(run.cfg.training)(model=model)
+    sketch = stage_seed(run.seed, index, Stage.SKETCH)
+    uncertainty = instantiate(run.cfg.uncertainty)(model=model, seed=sketch).to(dtype)
+    return model, module, uncertainty
+
+
+def _checkpoints(cfg: DictConfig, folder: RoundFolder) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """The best weights by validation, and the state to resume the fit from."""
+    best = ModelCheckpoint(
+        folder.fit,
+        "best",
+        monitor="valid/score",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        folder.fit,
+        "last",
+        every_n_epochs=cfg.learning.checkpoint_epochs,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return best, last
+
+
+def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
+    result = explore.result
+    assert result is not None
+    return {
+        "n_candidates": acquire.n_candidates,
+        "n_selected": acquire.n_selected,
+        "n_rejected": acquire.n_rejected,
+        "md_steps": result.md_steps,
+        "walkers_stopped_by_uncertainty": result.stopped_by(StopReason.UNCERTAINTY),
+        "time_explore_s": explore.seconds,
+        "time_select_s": acquire.seconds_select,
+        "time_label_s": acquire.seconds_label,
+    }
+
+
+def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
+    """Logs a finished round and prints a line about it."""
+    values = {f"al/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
+    for logger in run.loggers:
+        logger.log_metrics(values)
+    parts = [f"round {metrics['round']}", f"{metrics['n_train']} + {metrics['n_valid']} structures"]
+    if "force_rmse_ev_per_ang" in metrics:
+        parts.append(f"force RMSE {metrics['force_rmse_ev_per_ang']:.3f} eV/Å")
+    if metrics.get("coverage") is not None:
+        parts.append(f"coverage {metrics['coverage']:.2f}")
+    if "md_steps" in metrics:
+        n = metrics["walkers_stopped_by_uncertainty"]
+        parts.append(f"{metrics['md_steps']} MD steps, {n} of {run.exploration.n_walkers} stopped by uncertainty")
+        parts.append(f"{metrics['n_selected'] - metrics['n_rejected']} new labels")
+    run.progress.console.print("  ".join(parts), highlight=False)
+
+
+def _quiet_lightning() -> None:
+    """A fresh Trainer every round would repeat the same remarks every round."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+

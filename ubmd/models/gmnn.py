@@ -1,0 +1,147 @@
+"""The Gaussian-moment neural network (Eqs. 9-13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor, nn
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.errors import InputError
+from ubmd.models.moments import InvariantContractions, gaussian_moments
+from ubmd.models.radial import GaussianBasis
+from ubmd.models.readout import Readout, ReadoutTrace
+
+__all__ = ["GMNN", "AtomicOutput", "species_numbers"]
+
+
+@dataclass(frozen=True)
+class AtomicOutput:
+    """What a model says about each atom."""
+
+    energies: Tensor
+    """[n_atoms] eV."""
+    trace: ReadoutTrace
+    """The readout's pass, from which gradient features are made."""
+
+
+def species_numbers(species: Sequence[str]) -> list[int]:
+    """Atomic numbers of chemical symbols, ascending.
+
+    Raises:
+        InputError: for an unknown symbol or a symbol given twice.
+    """
+    unknown = [s for s in species if s not in atomic_numbers]
+    if unknown:
+        raise InputError(f"species names {unknown[0]!r}, which is not a chemical symbol; write e.g. H, C, Al")
+    if len(set(species)) != len(species) or not species:
+        raise InputError(f"species must list each element once, got {list(species)}")
+    return sorted(atomic_numbers[s] for s in species)
+
+
+class GMNN(nn.Module):
+    """Atomic energies from Gaussian moments and a neural network.
+
+    Args:
+        species: chemical symbols that the model knows.
+        cutoff: r_c, Å.
+        n_basis: number of radial functions per pair of species (s in Eq. 12).
+        n_gauss: number of Gaussians that they are made of (s' in Eq. 12).
+        l_max: highest rank of the moments.
+        hidden: widths of the hidden layers.
+        r_min: centre of the first Gaussian, Å.
+        seed: of the initial weights.
+    """
+
+    species: Tensor
+    index: Tensor
+    energy_unit: Tensor
+
+    def __init__(
+        self,
+        species: Sequence[str],
+        cutoff: float = 5.0,
+        n_basis: int = 7,
+        n_gauss: int = 9,
+        l_max: int = 3,
+        hidden: Sequence[int] = (512, 512),
+        r_min: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if cutoff <= r_min:
+            raise InputError(f"model.cutoff={cutoff} Å must be larger than model.r_min={r_min} Å")
+        numbers = species_numbers(species)
+        n_species = len(numbers)
+        generator = torch.Generator().manual_seed(seed)
+        self.cutoff = float(cutoff)
+        self.n_gauss = n_gauss
+        self.l_max = l_max
+        self.register_buffer("species", torch.tensor(numbers))
+        index = torch.full((120,), -1)
+        index[torch.tensor(numbers)] = torch.arange(n_species)
+        self.register_buffer("index", index, persistent=False)
+        self.gaussians = GaussianBasis(n_gauss, cutoff, r_min)
+        beta = 2 * torch.rand(n_species, n_species * n_gauss, n_basis, generator=generator) - 1
+        self.beta = nn.Parameter(beta)
+        self.contractions = InvariantContractions(n_basis, l_max)
+        self.readout = Readout(self.contractions.n_features, hidden, generator=generator)
+        self.scale = nn.Parameter(torch.ones(n_species))
+        self.shift = nn.Parameter(torch.zeros(n_species))
+        self.register_buffer("energy_unit", torch.ones(()))
+
+    def representation(self, vectors: Tensor, batch: AtomicBatch) -> Tensor:
+        """Invariant features G [n_atoms, n_features] from pair vectors [n_atoms, k, 3] Å."""
+        distance = torch.linalg.vector_norm(vectors, dim=-1)
+        species = self.index[batch.numbers]
+        # a neighbour's Gaussians go to the slots of its species, so that beta_{Zi,Zj} is one matrix an atom
+        slots = nn.functional.one_hot(species[batch.neighbours], len(self.species)).to(vectors.dtype)
+        gaussians = (slots[..., :, None] * self.gaussians(distance)[..., None, :]).flatten(-2)
+        radial = gaussians @ (self.beta[species] * self.n_gauss**-0.5)
+        return self.contractions(gaussian_moments(radial, vectors / distance[..., None], self.l_max))
+
+    def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
+        """Atomic energies E_i = c (rho y + mu) (Eq. 10) from pair vectors [n_atoms, k, 3] Å."""
+        trace = self.readout(self.representation(vectors, batch))
+        species = self.index[batch.numbers]
+        energies = self.energy_unit * (self.scale[species] * trace.output + self.shift[species])
+        return AtomicOutput(energies, trace)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""
+        return {
+            "readout": list(self.readout.parameters()),
+            "representation": [self.beta],
+            "shift": [self.shift],
+            "scale": [self.scale],
+        }
+
+    @torch.no_grad()
+    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
+        """Sets shifts mu and the constant c from labelled energies (Eq. 10).
+
+        Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
+        per atom gives c.
+
+        Args:
+            energy: [m] eV.
+            composition: [m, n_species] number of atoms of each species, in the model's order.
+        """
+        energy, composition = energy.double().cpu(), composition.double().cpu()
+        n_atoms = composition.sum(1)
+        # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
+        solution = torch.linalg.lstsq(
+            composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
+        ).solution.squeeze(1)
+        residual = (energy - composition @ solution) / n_atoms
+        unit = residual.square().mean().sqrt().clamp(min=1e-3)
+        self.energy_unit.fill_(unit.item())
+        self.shift.copy_(solution / unit)
+        self.scale.fill_(1.0)
+
+    def composition(self, batch: AtomicBatch) -> Tensor:
+        """[n_systems, n_species] number of atoms of each species."""
+        return batch.sum_atoms(nn.functional.one_hot(self.index[batch.numbers], len(self.species)))

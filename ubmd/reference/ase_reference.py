@@ -1,0 +1,112 @@
+"""Any ASE calculator as a reference."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from ubmd.errors import InputError
+from ubmd.reference.base import Label, Plain, ReferenceError, checked_label, class_path
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import BaseCalculator
+
+
+class ASEReference:
+    """Labels from an ASE calculator, a fresh calculation for every structure.
+
+    The energy is the one that the forces are the gradient of (``free_energy``) where the calculator tells
+    them apart. Forces are those of the atoms, whatever constraints the structure carries. The stress is asked
+    for where the structure is periodic in three directions and the calculator implements it.
+
+    In a configuration::
+
+        reference:
+          _target_: ubmd.reference.ase_reference.ASEReference
+          calculator: {_target_: ase.calculators.emt.EMT}
+
+    Args:
+        calculator: the calculator; its ``parameters`` identify the labels, as they are now.
+        name: told apart in the label store; give one where ``parameters`` do not say all that matters.
+
+    Raises:
+        InputError: the calculator computes no energy or no forces.
+    """
+
+    def __init__(self, calculator: BaseCalculator, name: str | None = None) -> None:
+        implemented = calculator.implemented_properties
+        if not {"energy", "forces"} <= set(implemented):
+            raise InputError(
+                f"calculator: {class_path(calculator)} computes {implemented} but energy and forces are "
+                "needed; choose another calculator"
+            )
+        self.calculator = calculator
+        self._energy = "free_energy" if "free_energy" in implemented else "energy"
+        self._has_stress = "stress" in implemented
+        # Taken now: some calculators add to their parameters while they run.
+        self._fingerprint: dict[str, Plain] = {
+            "class": class_path(self),
+            "calculator": class_path(calculator),
+            "parameters": _plain(calculator.parameters or {}),
+            "energy": self._energy,
+            "name": name,
+        }
+
+    def fingerprint(self) -> dict[str, Plain]:
+        """Class and parameters of the calculator, and the name."""
+        return copy.deepcopy(self._fingerprint)
+
+    def compute(self, atoms: Atoms) -> Label:
+        """Label one structure, which is left as it is.
+
+        Raises:
+            ReferenceError: the calculator raised (chained) or returned values that are not finite.
+        """
+        structure = atoms.copy()
+        structure.set_constraint()  # some calculators pass constraints on to their program
+        calculator = self.calculator
+        # Results must not depend on what was calculated before, nor on what failed.
+        _reset(calculator)
+        try:
+            forces = calculator.get_property("forces", structure)
+            stress = None
+            if self._has_stress and structure.pbc.all():
+                stress = voigt_6_to_full_3x3_stress(calculator.get_property("stress", structure))
+            energy = calculator.get_property(self._energy, structure)
+        except Exception as error:
+            _reset(calculator)
+            raise ReferenceError(f"{type(error).__name__}: {error}") from error
+        if energy is None or forces is None:
+            raise ReferenceError("the calculator returned no energy or no forces")
+        return checked_label(float(energy), forces, stress, len(structure))
+
+
+def _reset(calculator: BaseCalculator) -> None:
+    reset = getattr(calculator, "reset", None)  # BaseCalculator has none, its best-known subclass has
+    if reset is not None:
+        reset()
+    else:
+        calculator.atoms = None
+        calculator.results = {}
+
+
+def _plain(value: object) -> Plain:
+    """The value as plain JSON types; text for what has no such form, without memory addresses."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))

@@ -1,0 +1,81 @@
+"""What every reference method (an oracle that labels structures) has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
+"""A value that JSON can hold."""
+
+
+class ReferenceError(RuntimeError):
+    """One structure could not be labelled; the others are unaffected."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """Energy, forces and stress of one structure."""
+
+    energy: float
+    """eV."""
+    forces: NDArray[np.float64]
+    """[n_atoms, 3] eV/Å."""
+    stress: NDArray[np.float64] | None = None
+    """[3, 3] eV/Å³, positive under tension; None for anything that is not periodic in three directions."""
+
+
+class Reference(Protocol):
+    """A method that labels structures, one at a time."""
+
+    def fingerprint(self) -> dict[str, Plain]:
+        """Settings that determine a label, as plain JSON types; labels are stored under them.
+
+        The class is part of them, versions of packages are not: an upgrade must not discard paid labels.
+        """
+        ...
+
+    def compute(self, atoms: Atoms) -> Label:
+        """Label one structure, which is left as it is.
+
+        Raises:
+            ReferenceError: this structure could not be labelled.
+            ubmd.errors.InputError: no structure of this kind ever can be.
+        """
+        ...
+
+
+def class_path(obj: object) -> str:
+    """Importable name of an object's class, as fingerprints record it."""
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def checked_label(energy: float, forces: ArrayLike, stress: ArrayLike | None, n_atoms: int) -> Label:
+    """Label of the given values, copied to float64.
+
+    Args:
+        energy: eV.
+        forces: [n_atoms, 3] eV/Å.
+        stress: [3, 3] eV/Å³ or None.
+        n_atoms: number of atoms of the structure.
+
+    Raises:
+        ReferenceError: a value is not finite or has the wrong shape.
+    """
+    f = np.array(forces, dtype=np.float64)
+    s = None if stress is None else np.array(stress, dtype=np.float64)
+    if f.shape != (n_atoms, 3):
+        raise ReferenceError(f"the reference returned forces of shape {f.shape} for {n_atoms} atoms")
+    if s is not None and s.shape != (3, 3):
+        raise ReferenceError(f"the reference returned a stress of shape {s.shape} instead of (3, 3)")
+    for name, value in (("energy", energy), ("forces", f), ("stress", s)):
+        if value is not None and not np.all(np.isfinite(value)):
+            raise ReferenceError(f"the reference returned a non-finite {name}")
+    return Label(energy=float(energy), forces=f, stress=s)

@@ -1,0 +1,210 @@
+"""Labelled test structures from long unbiased dynamics, sampled once and kept in a file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ubmd.errors import InputError
+from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
+from ubmd.reference.base import Plain, checked_label
+from ubmd.reference.ff19sb import FF19SB
+from ubmd.reference.labelling import with_label
+from ubmd.reference.openmm_system import build_system, reference_context
+from ubmd.units import ASE_TIME_PER_FS
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+PAPER_FRICTION_PER_PS = 0.02 * ASE_TIME_PER_FS * 1e3
+"""The paper's Langevin friction, 0.02 inverse ASE time units, in 1/ps."""
+
+_DECIMALS = 8  # what extended XYZ keeps of a position in Å
+
+
+def sample_ff19sb(
+    n_structures: int,
+    *,
+    duration_ps: float,
+    seed: int,
+    cmap: bool = False,
+    temperature: float = 1200.0,
+    timestep_fs: float = 0.5,
+    friction_per_ps: float = PAPER_FRICTION_PER_PS,
+    record_every: int = 20,
+) -> list[Atoms]:
+    """Alanine dipeptide at random times of a Langevin trajectory, labelled by :class:`FF19SB`.
+
+    The trajectory starts from the C7eq minimum and runs in OpenMM; recorded frames are drawn without
+    replacement, in random order, so that the first structures are a sample of the whole trajectory too. The
+    centroid is the origin and positions are rounded to 1e-8 Å, so that a file in extended XYZ holds exactly
+    the labelled structures. The paper's test set: 2000 structures from 1000 ps.
+
+    Args:
+        n_structures: structures to draw.
+        duration_ps: length of the trajectory, ps.
+        seed: makes the result reproducible.
+        cmap: with ff19SB's CMAP term.
+        temperature: K.
+        timestep_fs: fs.
+        friction_per_ps: 1/ps.
+        record_every: steps between frames that can be drawn.
+
+    Returns:
+        Structures with ``info['REF_energy']`` and ``arrays['REF_forces']``.
+
+    Raises:
+        InputError: a value is not positive, or there are fewer frames than structures.
+        ReferenceError: the dynamics broke down.
+    """
+    for name, value in (
+        ("n_structures", n_structures),
+        ("duration_ps", duration_ps),
+        ("temperature", temperature),
+        ("timestep_fs", timestep_fs),
+        ("friction_per_ps", friction_per_ps),
+        ("record_every", record_every),
+    ):
+        if not value > 0:
+            raise InputError(f"{name}: {value} is not positive; give a positive value")
+    n_frames = round(duration_ps * 1e3 / timestep_fs) // record_every
+    if n_structures > n_frames:
+        raise InputError(
+            f"n_structures: {n_structures} exceeds the {n_frames} frames of the trajectory; lengthen "
+            "duration_ps or lower record_every"
+        )
+    rng = np.random.default_rng(seed)
+    # OpenMM takes a seed of 0 for "choose one yourself".
+    dynamics_seed, velocity_seed = (int(s) for s in rng.integers(1, 2**31 - 1, size=2))
+    frames = rng.choice(n_frames, size=n_structures, replace=False)
+    order = np.argsort(frames)
+
+    simulation = _Langevin(cmap, temperature, timestep_fs, friction_per_ps, dynamics_seed, velocity_seed)
+    positions = np.empty((n_structures, len(SYMBOLS), 3))
+    for index, frame in zip(order, frames[order], strict=True):
+        positions[index] = simulation.positions_at((int(frame) + 1) * record_every)
+    positions -= positions.mean(axis=1, keepdims=True)
+    return _labelled(np.round(positions, _DECIMALS), cmap)
+
+
+def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) -> list[Atoms]:
+    """Structures of a file, which is made when it is missing or was made with other settings.
+
+    In a configuration::
+
+        test_set:
+          _target_: ubmd.reference.sampling.cached_test_set
+          path: ${paths.cache}/ala2_test.extxyz
+          sample:
+            _target_: ubmd.reference.sampling.sample_ff19sb
+            _partial_: true
+            n_structures: 2000
+            duration_ps: 1000
+            seed: 0
+
+    Args:
+        path: extended XYZ with ``REF_`` keys. It appears all at once, or not at all.
+        sample: a function that samples labelled structures, with all of its arguments, which are plain JSON
+            types; they are recorded, defaults included, in the first structure's ``info``.
+
+    Returns:
+        The same structures whether they were sampled or read.
+
+    Raises:
+        InputError: the file exists but is not one that this function made, hence is not replaced.
+    """
+    path = Path(path)
+    settings = _settings_of(sample)
+    if path.exists():
+        structures, recorded = _read(path)
+        if recorded == settings:
+            return structures
+    _write_atomically(path, sample(), settings)
+    return _read(path)[0]
+
+
+class _Langevin:
+    """Dynamics that is asked for positions at later and later steps."""
+
+    def __init__(
+        self,
+        cmap: bool,
+        temperature: float,
+        timestep_fs: float,
+        friction_per_ps: float,
+        dynamics_seed: int,
+        velocity_seed: int,
+    ) -> None:
+        import openmm
+
+        self._integrator = openmm.LangevinMiddleIntegrator(temperature, friction_per_ps, timestep_fs * 1e-3)
+        self._integrator.setRandomNumberSeed(dynamics_seed)
+        self._context = reference_context(build_system(cmap=cmap), self._integrator)
+        self._context.setPositions(initial_structure(cmap=cmap).positions / 10.0)  # nm
+        self._context.setVelocitiesToTemperature(temperature, velocity_seed)
+        self._step = 0
+
+    def positions_at(self, step: int) -> NDArray[np.float64]:
+        """[22, 3] Å."""
+        self._integrator.step(step - self._step)
+        self._step = step
+        return self._context.getState(getPositions=True).getPositions(asNumpy=True)._value * 10.0
+
+
+def _labelled(positions: NDArray[np.float64], cmap: bool) -> list[Atoms]:
+    from ase import Atoms
+
+    energies, forces = FF19SB(cmap=cmap).compute_many(positions)
+    return [
+        with_label(Atoms(SYMBOLS, positions=x), checked_label(float(e), f, None, len(SYMBOLS)))
+        for x, e, f in zip(positions, energies, forces, strict=True)
+    ]
+
+
+def _read(path: Path) -> tuple[list[Atoms], dict[str, Plain]]:
+    """Structures of a file and the settings recorded in it."""
+    from ase.io import iread
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            structures = list(iread(file, format="extxyz"))
+        settings = structures[0].info.pop("sampling")
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(
+            f"path: {path} is not a test set that was sampled here; move it away or choose another path"
+        ) from error
+    return structures, settings
+
+
+def _settings_of(sample: partial[list[Atoms]]) -> dict[str, Plain]:
+    """The function and all of its arguments, as they come back from a file."""
+    call = inspect.signature(sample.func).bind(*sample.args, **sample.keywords)
+    call.apply_defaults()
+    function = f"{sample.func.__module__}.{sample.func.__qualname__}"
+    return json.loads(json.dumps({"function": function, **call.arguments}))
+
+
+def _write_atomically(path: Path, structures: list[Atoms], settings: dict[str, Plain]) -> None:
+    from ase.io.extxyz import write_extxyz
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = structures
+    first = first.copy()
+    first.info["sampling"] = settings
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            write_extxyz(file, [first, *rest])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

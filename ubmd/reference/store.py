@@ -1,0 +1,175 @@
+"""The label store: every label ever paid for, in one SQLite file that ASE can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.db.core import now
+from ase.db.row import AtomsRow
+from ase.db.sqlite import SQLite3Database
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ubmd.errors import InputError
+from ubmd.reference.base import Label, Plain
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A structure that the reference could not label."""
+
+    message: str
+
+
+class LabelStore:
+    """Labels and failures by structure and settings, each committed as it arrives.
+
+    A structure is its numbers, positions, cell and periodicity, and its initial magnetic moments and charges
+    where it has some, bit by bit; settings are a reference's fingerprint. What was stored first stays. A
+    process that is killed while it writes loses at most the label it was writing.
+
+    The file is an ``ase.db`` database (``ase db labels.db`` lists it). Exact values are in ``data`` of its
+    rows, the columns of energy, forces and stress are for other programs.
+
+    Args:
+        path: the file, ending in ``.db``; it is created with the first label.
+
+    Raises:
+        InputError: ``path`` has another ending, or is no SQLite database.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix != ".db":
+            raise InputError(f"path: label store {self.path} should end in .db; rename it")
+        if not self._is_empty_or_sqlite():
+            raise InputError(
+                f"path: {self.path} is not an SQLite database; move it away or choose another path"
+            )
+
+    def get(self, atoms: Atoms, fingerprint: Mapping[str, Plain]) -> Label | Failure | None:
+        """What is known about a structure under these settings; None if nothing is."""
+        if not self._has_tables():
+            return None
+        rows = list(self._connect().select(unique_id=_key(atoms, fingerprint)))
+        if not rows:
+            return None
+        data = rows[0].data
+        if data["failure"] is not None:
+            return Failure(data["failure"])
+        stress = data["stress"]
+        return Label(data["energy"], data["forces"].copy(), None if stress is None else stress.copy())
+
+    def put(self, atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure) -> None:
+        """Store a label or failure, durably when the call returns; one that is there already stays."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        row, data = _row(atoms, fingerprint, result)
+        try:
+            with self._transaction() as database:
+                database.write(row, data=data, failed=isinstance(result, Failure))
+        except sqlite3.IntegrityError:
+            # The unique key is there: another process, or an earlier call, was first.
+            if self.get(atoms, fingerprint) is None:
+                raise
+
+    def __len__(self) -> int:
+        """Number of labels and failures."""
+        return self._connect().count() if self._has_tables() else 0
+
+    def _connect(self) -> SQLite3Database:
+        # ASE's lock file outlives a killed process and would block every later one; SQLite's locks do not.
+        return SQLite3Database(str(self.path), use_lock_file=False)
+
+    @contextmanager
+    def _transaction(self) -> Generator[SQLite3Database]:
+        with self._connect() as database:
+            # ASE creates its tables statement by statement; inside a transaction a kill leaves all or none.
+            assert database.connection is not None
+            database.connection.execute("BEGIN IMMEDIATE")
+            yield database
+
+    def _is_empty_or_sqlite(self) -> bool:
+        if not self.path.exists():
+            return True
+        with self.path.open("rb") as file:
+            return file.read(16) in (b"", b"SQLite format 3\x00")
+
+    def _has_tables(self) -> bool:
+        """Whether there is anything to read; ASE would create the tables when asked to read without them."""
+        if not self.path.exists():
+            return False
+        connection = sqlite3.connect(self.path, timeout=20)
+        try:
+            found = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name='systems'").fetchone()
+        finally:
+            connection.close()
+        return found[0] > 0
+
+
+def _key(atoms: Atoms, fingerprint: Mapping[str, Plain]) -> str:
+    """Hash of a structure and of the settings."""
+    digest = hashlib.sha256(hashlib.sha256(_canonical(fingerprint).encode()).digest())
+    for array, dtype in (
+        (atoms.numbers, "<i8"),
+        (atoms.positions, "<f8"),
+        (atoms.cell.array, "<f8"),
+        (atoms.pbc, "u1"),
+    ):
+        digest.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+    for name in ("initial_magmoms", "initial_charges"):
+        if atoms.has(name):
+            digest.update(name.encode() + np.ascontiguousarray(atoms.get_array(name), dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _canonical(fingerprint: Mapping[str, Plain]) -> str:
+    return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+
+
+def _row(
+    atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure
+) -> tuple[AtomsRow, dict[str, object]]:
+    """Row for ASE's database and its ``data``, which :meth:`LabelStore.get` reads back."""
+    columns: dict[str, object] = {
+        "unique_id": _key(atoms, fingerprint),
+        "numbers": atoms.numbers,
+        "positions": atoms.positions,
+        "cell": atoms.cell.array,
+        "pbc": atoms.pbc,
+        "ctime": now(),
+        "user": None,
+    }
+    data: dict[str, object] = {
+        "fingerprint": _canonical(fingerprint),
+        "failure": None,
+        "energy": None,
+        "forces": None,
+        "stress": None,
+    }
+    if isinstance(result, Failure):
+        data["failure"] = result.message
+        return AtomsRow(columns), data
+    forces = np.asarray(result.forces, dtype=np.float64)
+    data |= {"energy": float(result.energy), "forces": forces}
+    columns |= {
+        "calculator": str(fingerprint.get("class", "unknown")).rsplit(".", 1)[-1].lower(),
+        "calculator_parameters": dict(fingerprint),
+        "energy": result.energy,
+        "forces": forces,
+    }
+    if result.stress is not None:
+        stress = np.asarray(result.stress, dtype=np.float64)
+        data["stress"] = stress
+        columns["stress"] = full_3x3_to_voigt_6_stress(stress)
+    return AtomsRow(columns), data

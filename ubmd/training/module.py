@@ -1,0 +1,155 @@
+"""Training of an interatomic potential as a LightningModule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.errors import InputError
+from ubmd.models.gmnn import GMNN
+from ubmd.models.potential import Potential, Prediction
+from ubmd.training.loss import SquaredLoss, virial_triangle
+from ubmd.units import MPA
+
+__all__ = ["LearningRates", "PotentialModule"]
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Initial learning rates of the four groups of parameters; all decay linearly to zero.
+
+    Args:
+        readout: weights and biases of the network.
+        representation: coefficients of the radial functions.
+        shift: atomic shifts mu.
+        scale: atomic scales rho.
+    """
+
+    readout: float = 0.03
+    representation: float = 0.02
+    shift: float = 0.05
+    scale: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name in ("readout", "representation", "shift", "scale"):
+            if getattr(self, name) < 0:
+                raise InputError(f"training.learning_rates.{name}={getattr(self, name)} must not be negative")
+
+
+class PotentialModule(LightningModule):
+    """Fits a potential to energies, forces and (if the loss weighs it) stress.
+
+    Logs per epoch ``train/loss``; for validation and test, ``<stage>/energy_mae`` (eV),
+    ``<stage>/force_mae`` (eV/Å), ``<stage>/energy_rmse_mev_per_atom``, ``<stage>/force_rmse_ev_per_ang``,
+    with stress ``<stage>/virial_mae`` (eV) and ``<stage>/stress_rmse_mpa``; and ``valid/score``, the sum of
+    the MAEs that the best checkpoint is chosen by.
+
+    Args:
+        model: the model of atomic energies.
+        loss: of a mini-batch.
+        learning_rates: of the groups of parameters.
+        betas: of Adam.
+        eps: of Adam.
+    """
+
+    def __init__(
+        self,
+        model: GMNN,
+        loss: SquaredLoss | None = None,
+        learning_rates: LearningRates | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-7,
+    ):
+        super().__init__()
+        self.potential = Potential(model)
+        self.loss = loss or SquaredLoss()
+        self.learning_rates = learning_rates or LearningRates()
+        self.betas, self.eps = tuple(betas), eps
+        self.stress = self.loss.stress > 0
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics() for stage in ("valid", "test")})
+
+    def _metrics(self) -> nn.ModuleDict:
+        names: dict[str, Metric] = {
+            "energy_mae": MeanAbsoluteError(),
+            "force_mae": MeanAbsoluteError(),
+            "energy_rmse_mev_per_atom": MeanSquaredError(squared=False),
+            "force_rmse_ev_per_ang": MeanSquaredError(squared=False),
+        }
+        if self.stress:
+            names |= {"virial_mae": MeanAbsoluteError(), "stress_rmse_mpa": MeanSquaredError(squared=False)}
+        return nn.ModuleDict(names)
+
+    @property
+    def model(self) -> GMNN:
+        """The model of atomic energies."""
+        return self.potential.model  # pyright: ignore[reportReturnType]
+
+    def forward(self, batch: AtomicBatch) -> Prediction:
+        """Energies, forces and, if it is trained on, stress of a batch."""
+        return self.potential(batch, stress=self.stress)
+
+    def training_step(self, batch: AtomicBatch, _: int) -> Tensor:
+        prediction = self.potential(batch, stress=self.stress, training=True)
+        loss = self.loss(prediction, batch)
+        n = batch.n_systems
+        self.log("train/loss", loss.detach() / n, on_epoch=True, on_step=False, batch_size=n)
+        return loss
+
+    def validation_step(self, batch: AtomicBatch, _: int) -> None:
+        self._evaluate("valid", batch)
+
+    def test_step(self, batch: AtomicBatch, _: int) -> None:
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: AtomicBatch, _: int) -> Prediction:
+        return self(batch)
+
+    def _evaluate(self, stage: str, batch: AtomicBatch) -> None:
+        prediction = self(batch)
+        assert batch.energy is not None and batch.forces is not None
+        pairs = {
+            "energy_mae": (prediction.energy, batch.energy.double()),
+            "force_mae": (prediction.forces, batch.forces),
+            "energy_rmse_mev_per_atom": (
+                1e3 * prediction.energy / batch.n_atoms,
+                1e3 * batch.energy.double() / batch.n_atoms,
+            ),
+            "force_rmse_ev_per_ang": (prediction.forces, batch.forces),
+        }
+        if self.stress:
+            assert batch.stress is not None and prediction.stress is not None
+            pairs["stress_rmse_mpa"] = (prediction.stress / MPA, batch.stress / MPA)
+            virial = [virial_triangle(s, batch.volume) for s in (prediction.stress, batch.stress)]
+            pairs["virial_mae"] = (virial[0], virial[1])
+        for name, metric in self.metrics[f"{stage}_metrics"].items():  # pyright: ignore
+            metric.update(pairs[name][0].contiguous(), pairs[name][1].contiguous())
+
+    def _log_metrics(self, stage: str) -> None:
+        values = {}
+        for name, metric in self.metrics[f"{stage}_metrics"].items():  # pyright: ignore
+            values[name] = metric.compute()
+            metric.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+        if stage == "valid":
+            self.log("valid/score", sum(values[k] for k in values if k.endswith("_mae")))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("valid")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> Any:
+        """Adam with one learning rate a group of parameters and linear decay over the whole fit."""
+        rates = asdict(self.learning_rates)
+        groups = [{"params": p, "lr": rates[name]} for name, p in self.model.parameter_groups().items()]
+        optimizer = torch.optim.Adam(groups, betas=self.betas, eps=self.eps)
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0.0))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
