@@ -68,9 +68,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_overview_needs_neither_torch_nor_hydra() -> None:
-    code = (
-        "import sys, ubmd.cli as c; c.main(['--help']); print(sorted({'torch', 'hydra'} & set(sys.modules)))"
-    )
+    code = "import sys, ubmd.cli as c; c.main(['--help']); print(sorted({'torch', 'hydra'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -100,12 +98,10 @@ SENTENCES = {
     "lern": "lern is not a command; did you mean learn? (valid: learn, train, evaluate, md)",
     "learn --multi": "unrecognized arguments: --multi; see ubmd learn --help",
     "learn bias.denominatr=3": (
-        "bias.denominatr is not an option of Fraction; did you mean bias.denominator? "
-        "(valid: denominator, numerator)"
+        "bias.denominatr is not an option of Fraction; did you mean bias.denominator? (valid: denominator, numerator)"
     ),
     "learn +bias.denominatr=3": (
-        "bias.denominatr is not an option of Fraction; did you mean bias.denominator? "
-        "(valid: denominator, numerator)"
+        "bias.denominatr is not an option of Fraction; did you mean bias.denominator? (valid: denominator, numerator)"
     ),
     "learn bias=posterior bias.initial_indent=a": (
         "bias.initial_indent is an option of TextWrapper that this configuration leaves out; "
@@ -133,8 +129,7 @@ SENTENCES = {
     "learn sweep=seeds hydra.sweeper.params.sed='1,2' -m": "hydra.sweeper.params.sed is not a key of",
     "learn sweep=seeds +hydra.sweeper.params.sed='1,2'": "sed is not a key of `ubmd learn`; did you mean",
     "learn bias._target_=fractions.Fractin": (
-        "bias._target_=fractions.Fractin does not exist: fractions has no Fractin; "
-        "did you mean fractions.Fraction?"
+        "bias._target_=fractions.Fractin does not exist: fractions has no Fractin; did you mean fractions.Fraction?"
     ),
     "learn --config-dir nowhere": "--config-dir nowhere is not a folder",
     "md": "system is not chosen: give it as system=OPTION (one of ice, water)",
@@ -195,9 +190,7 @@ def test_runs_can_live_elsewhere(runs: Path, jobs: list[DictConfig], monkeypatch
     assert cli.main(["learn", "paths.root=results"]) == 0
     monkeypatch.setenv("UBMD_RUNS", str(runs.parent / "scratch"))
     assert cli.main(["learn"]) == 0
-    assert [job.paths.run for job in jobs] == [
-        str(runs.parent / n / "learn/default") for n in ("results", "scratch")
-    ]
+    assert [job.paths.run for job in jobs] == [str(runs.parent / n / "learn/default") for n in ("results", "scratch")]
 
 
 @pytest.mark.usefixtures("toy_conf", "runs")
@@ -269,9 +262,7 @@ def test_own_config_dir(tmp_path: Path, jobs: list[DictConfig], runs: Path) -> N
 def test_as_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ubmd", "learn", "sede=1"]
     root = str(Path(cli.__file__).parents[1])
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})
     assert done.returncode == 2
     assert done.stderr.startswith("ubmd: error: sede is not a key of `ubmd learn`; did you mean seed")
     assert done.stdout == ""

@@ -56,8 +56,7 @@ def test_valid(node: dict[str, Any]) -> None:
         (thing(size="???"), "a.size is missing: give it as a.size=VALUE"),
         (
             thing(size=1, inner=[thing(size=1, sise=2)]),
-            "a.inner[0].sise is not an option of Thing; did you mean a.inner[0].size? "
-            "(valid: inner, size, tau)",
+            "a.inner[0].sise is not an option of Thing; did you mean a.inner[0].size? (valid: inner, size, tau)",
         ),
         ({"_target_": "nosuch.Thing"}, "a._target_=nosuch.Thing does not exist: no module named nosuch"),
         (
@@ -153,9 +152,7 @@ def test_possible_devices(trainer: dict[str, Any], monkeypatch: pytest.MonkeyPat
         (0, {"accelerator": "cpu", "devices": "one"}, "trainer.devices=one is not a number"),
     ],
 )
-def test_impossible_devices(
-    gpus: int, trainer: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_impossible_devices(gpus: int, trainer: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -204,9 +201,7 @@ def test_compose_for_notebooks(tmp_path: Path) -> None:
         app.compose("learn", ["sed=1"])
 
 
-@pytest.mark.parametrize(
-    ("mode", "offline"), [(None, True), ("", True), ("offline", True), ("online", False)]
-)
+@pytest.mark.parametrize(("mode", "offline"), [(None, True), ("", True), ("offline", True), ("online", False)])
 def test_loggers(mode: str | None, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode is None:
         monkeypatch.delenv("WANDB_MODE")

@@ -29,9 +29,7 @@ def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_carries_everything(unpacked_wheel: Path) -> None:
-    shipped = {
-        p.relative_to(unpacked_wheel / "ubmd/conf") for p in (unpacked_wheel / "ubmd/conf").rglob("*.yaml")
-    }
+    shipped = {p.relative_to(unpacked_wheel / "ubmd/conf") for p in (unpacked_wheel / "ubmd/conf").rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
     assert (unpacked_wheel / "ubmd" / "py.typed").is_file()
     (metadata,) = unpacked_wheel.glob("ubmd-*.dist-info")

@@ -128,18 +128,14 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
     sweep = multirun or cfg.hydra.mode == RunMode.MULTIRUN
     several = [str(override.input_line) for override in parsed if override.is_sweep_override()]
     if several and not sweep:
-        raise InputError(
-            f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list"
-        )
+        raise InputError(f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list")
     if sweep:
         params = cfg.hydra.sweeper.get("params") or {}
         if str(cfg.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
             points = sweep_points([*parse(hydra, [f"{k}={v}" for k, v in params.items()]), *parsed])
     for point in points:
         cfg = compose_checked(hydra, command, point)
-        if str(cfg.hydra.launcher.get("_target_", "")).endswith(
-            ".BasicLauncher"
-        ):  # the job runs on this machine
+        if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
             _check_device(cfg)
     return sweep
 
@@ -150,9 +146,7 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
     mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     start = hydra.multirun if sweep else hydra.run
     try:
-        start(
-            command.config_name, functools.partial(perform, command), [*overrides, f"hydra.mode={mode.name}"]
-        )
+        start(command.config_name, functools.partial(perform, command), [*overrides, f"hydra.mode={mode.name}"])
     except JobFailed as error:
         return error.code
     except _BadInput:
@@ -183,9 +177,7 @@ def _check_device(cfg: DictConfig) -> None:
         config.check_device(cfg.trainer)
 
 
-def compose(
-    config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None
-) -> DictConfig:
+def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None) -> DictConfig:
     """The checked configuration of a command, for notebooks and tests; nothing is written.
 
     ``paths.run`` is `folder`, or the folder that the command line would use.
@@ -214,15 +206,11 @@ def job_config(cfg: DictConfig, folder: Path | str | None = None) -> DictConfig:
     return cfg
 
 
-def configuration_text(
-    hydra: Hydra, command: Command, overrides: Sequence[str], part: str, resolve: bool
-) -> str:
+def configuration_text(hydra: Hydra, command: Command, overrides: Sequence[str], part: str, resolve: bool) -> str:
     """The text of ``--cfg``: the configuration as YAML, only Hydra's own settings, or both."""
     cfg = compose_unchecked(hydra, command, overrides)
     if part == "job":
-        job = (
-            job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
-        )
+        job = job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
         return OmegaConf.to_yaml(job, resolve=resolve)
     return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
 

@@ -40,11 +40,11 @@ class UBMDCalculator(Calculator):
     that the potential was trained in.
 
     A biased calculator returns the biased energy, forces and stress (Eqs. 5-8), and uncertainties with them.
-    Its windows (Eq. 8) advance once for each configuration that differs from the one evaluated before, whoever
-    asks: an MD step, a line search or a finite difference. So give each trajectory a calculator of its own
-    (``load_potential`` once, and a calculator of the result for each). There is no bias until a window is full,
-    and windows start afresh when elements, their order or the periodicity change. With windows or species
-    weights the biased forces are not the derivative of the biased energy.
+    Its windows (Eq. 8) advance once for each configuration that differs from the one evaluated before,
+    whoever asks: an MD step, a line search or a finite difference. So give each trajectory a calculator of
+    its own (``load_potential`` once, and a calculator of the result for each). There is no bias until a
+    window is full, and windows start afresh when elements, their order or the periodicity change. With
+    windows or species weights the biased forces are not the derivative of the biased energy.
 
     Args:
         potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``), or what ``load_potential`` made

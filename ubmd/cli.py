@@ -7,6 +7,7 @@ checks and runs.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ubmd: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `ubmd learn --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("ubmd: interrupted; the same command continues", file=sys.stderr)
         return 130

@@ -53,9 +53,7 @@ def locate(target: str, where: str = "_target_") -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 continue
-            raise InputError(
-                f"{where}={target} needs the module {error.name}, which is not installed"
-            ) from error
+            raise InputError(f"{where}={target} needs the module {error.name}, which is not installed") from error
         for index in range(cut, len(parts)):
             if not hasattr(found, parts[index]):
                 names = [m.name for m in pkgutil.iter_modules(getattr(found, "__path__", []))]
@@ -165,12 +163,7 @@ def _check_plain(node: Mapping[Any, Any], base: Mapping[Any, Any], prefix: str) 
     """Mappings that the base writes out itself, without ``_target_``, accept the keys written there."""
     for name, known in base.items():
         found = node.get(name)
-        if (
-            not isinstance(known, Mapping)
-            or not known
-            or "_target_" in known
-            or not isinstance(found, Mapping)
-        ):
+        if not isinstance(known, Mapping) or not known or "_target_" in known or not isinstance(found, Mapping):
             continue
         for key in found:
             if key not in known:
@@ -199,9 +192,7 @@ def check_device(trainer: Mapping[str, Any] | DictConfig) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     other = accelerator == "gpu" and torch.backends.mps.is_available()
     if accelerator in ("gpu", "cuda") and count == 0 and not other:
-        raise InputError(
-            f"trainer.accelerator={accelerator} but no GPU is available; use trainer.accelerator=cpu"
-        )
+        raise InputError(f"trainer.accelerator={accelerator} but no GPU is available; use trainer.accelerator=cpu")
     if isinstance(devices, list) and count and devices[0] >= count:
         raise InputError(f"trainer.devices={devices} but there are {count} GPUs, counted from 0")
     if devices is None and count > 1:
@@ -218,9 +209,7 @@ def _device_list(devices: Any) -> list[int] | int | None:
             return None
         return [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
     except ValueError:
-        raise InputError(
-            f"trainer.devices={devices} is not a number of devices; use trainer.devices=1"
-        ) from None
+        raise InputError(f"trainer.devices={devices} is not a number of devices; use trainer.devices=1") from None
 
 
 def plain(cfg: DictConfig | ListConfig) -> Any:
@@ -310,10 +299,6 @@ def write_record(cfg: DictConfig, folder: Path | str) -> None:
         temporary.replace(folder / name)
 
 
-OmegaConf.register_new_resolver(
-    "run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True
-)
+OmegaConf.register_new_resolver("run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
-OmegaConf.register_new_resolver(
-    "cwd", os.getcwd, replace=True
-)  # unlike ${hydra:runtime.cwd}, before a job too
+OmegaConf.register_new_resolver("cwd", os.getcwd, replace=True)  # unlike ${hydra:runtime.cwd}, before a job too

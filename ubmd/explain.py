@@ -26,9 +26,7 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
     base = config.base_keys(command.config_name)
     for override in overrides:
         group = override.key_or_group
-        options = hydra.config_loader.get_group_options(
-            group, config_name=command.config_name, overrides=lines
-        )
+        options = hydra.config_loader.get_group_options(group, config_name=command.config_name, overrides=lines)
         if not options and group in base and base[group] is None and group != "hydra":
             raise InputError(f"there are no options for {group}; leave {override.input_line} out")
         value = override.value()
@@ -63,15 +61,11 @@ def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error
     return sentence or whole or type(error).__name__
 
 
-def _misspelt(
-    hydra: Hydra, command: Command, groups: Sequence[Override], values: Sequence[Override]
-) -> str | None:
+def _misspelt(hydra: Hydra, command: Command, groups: Sequence[Override], values: Sequence[Override]) -> str | None:
     """The sentence for the first ``key=value`` whose key the chosen groups do not have."""
     lines = [str(override.input_line) for override in groups]
     try:
-        cfg = hydra.compose_config(
-            command.config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False
-        )
+        cfg = hydra.compose_config(command.config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False)
     except (HydraException, OmegaConfBaseException):
         return None
     tree = OmegaConf.to_container(cfg, resolve=False)

@@ -247,7 +247,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.progress,
     )
     acquisition: list[Callback] = [calibrate] if final else [calibrate, explore, acquire]
-    with run.progress.stage(f"round {index} fit", run.cfg.trainer.max_epochs) as stage:
+    with run.progress.stage(f"round {index} fit") as stage:
         callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition]
         callbacks += [instantiate(c) for c in (run.cfg.callbacks or {}).values()]
         trainer: Trainer = instantiate(run.cfg.trainer, callbacks=callbacks, logger=run.loggers)
@@ -331,7 +331,7 @@ def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
     """Logs a finished round and prints a line about it."""
-    values = {f"al/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
+    values = {f"al/{k}": float(v) for k, v in metrics.items() if isinstance(v, int | float)}
     for logger in run.loggers:
         logger.log_metrics(values)
     parts = [f"round {metrics['round']}", f"{metrics['n_train']} + {metrics['n_valid']} structures"]
@@ -360,5 +360,3 @@ def _quiet_lightning() -> None:
         ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-

@@ -89,9 +89,7 @@ def test_autoregressive_process_has_its_closed_form(rho: float):
     # Var(sum) is about 2 (2 M + 1) ACT² / N with M of some correlation times; 8 series shrink it further.
     tolerance = 0.15 if rho > 0.8 else 0.06
     assert np.mean(times) == pytest.approx(expected, rel=tolerance)
-    np.testing.assert_allclose(
-        autocorrelation(ar1(rho, 60_000, 99), max_lag=3), rho ** np.arange(4.0), atol=0.03
-    )
+    np.testing.assert_allclose(autocorrelation(ar1(rho, 60_000, 99), max_lag=3), rho ** np.arange(4.0), atol=0.03)
 
 
 def test_walkers_of_different_lengths_are_joined_end_to_end():

@@ -40,9 +40,7 @@ def test_learning_curves_show_each_metric_against_all_labelled_structures():
         "Energy RMSE (meV/atom)", "Force RMSE (eV/Å)", "Coverage of CV space",
     ]  # fmt: skip
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "log", "linear"]
-    for ax, name in zip(
-        fig.axes, ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang", "coverage"), strict=True
-    ):
+    for ax, name in zip(fig.axes, ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang", "coverage"), strict=True):
         x, y = ax.lines[0].get_data()
         assert list(x) == [8, 16, 24, 32, 40]
         np.testing.assert_array_equal(y, [row[name] for row in ROUNDS])
@@ -138,9 +136,7 @@ def test_trace_shows_each_walker_and_where_it_crosses_the_threshold():
 
 @pytest.mark.parametrize("steps", [[0, 2000], np.array([0, 2000]), [[0, 2000]], np.array([[0, 2000]])])
 def test_trace_of_one_walker_in_picoseconds(steps):
-    (ax,) = drawn(
-        uncertainty_trace(steps, [[0.1, 0.2]] if np.ndim(steps) == 2 else [0.1, 0.2], 1.5, timestep=0.5)
-    ).axes
+    (ax,) = drawn(uncertainty_trace(steps, [[0.1, 0.2]] if np.ndim(steps) == 2 else [0.1, 0.2], 1.5, timestep=0.5)).axes
     assert list(ax.lines[0].get_data()[0]) == [0.0, 1.0]
     assert ax.get_xlabel() == "Time (ps)"
 

@@ -30,10 +30,7 @@ def crystals(count: int, seed: int) -> list[Atoms]:
     rng = np.random.default_rng(seed)
     cell = np.array([[2.9, 0.0, 0.0], [0.7, 3.1, 0.0], [-0.4, 0.5, 3.4]])
     points = np.array([[0.0, 0.0, 0.0], [0.45, 0.55, 0.4], [0.1, 0.5, 0.8]]) @ cell
-    return [
-        Atoms("COH", positions=points + 0.1 * rng.normal(size=(3, 3)), cell=cell, pbc=True)
-        for _ in range(count)
-    ]
+    return [Atoms("COH", positions=points + 0.1 * rng.normal(size=(3, 3)), cell=cell, pbc=True) for _ in range(count)]
 
 
 def batch_of(structures: list[Atoms]) -> AtomicBatch:
@@ -202,9 +199,7 @@ def test_stress_window(parts: Parts) -> None:
         )
 
 
-def run(
-    biased: BiasedPotential, batches: list[AtomicBatch], memory: Memory | None = None
-) -> list[Prediction]:
+def run(biased: BiasedPotential, batches: list[AtomicBatch], memory: Memory | None = None) -> list[Prediction]:
     out = []
     for batch in batches:
         out.append(biased(batch, memory))
@@ -228,9 +223,7 @@ def test_walkers_are_independent(parts: Parts) -> None:
             rows = torch.cat([torch.arange(3) + 3 * w for w in keep.tolist()])
             torch.testing.assert_close(other.forces, whole.forces[rows], rtol=1e-9, atol=1e-11)
             for name in ("energy", "stress", "tau", "uncertainty", "bias_energy"):
-                torch.testing.assert_close(
-                    getattr(other, name), getattr(whole, name)[keep], rtol=1e-9, atol=1e-11
-                )
+                torch.testing.assert_close(getattr(other, name), getattr(whole, name)[keep], rtol=1e-9, atol=1e-11)
 
 
 def test_nothing_given_is_changed(parts: Parts) -> None:
@@ -245,9 +238,7 @@ def test_nothing_given_is_changed(parts: Parts) -> None:
     assert all(torch.equal(memory[key], before[key]) for key in memory)
     assert torch.equal(batch.positions, positions)
     assert torch.equal(first.forces, second.forces)
-    assert len({value.data_ptr() for value in biased(batch).memory.values()}) == 3, (
-        "windows do not share storage"
-    )
+    assert len({value.data_ptr() for value in biased(batch).memory.values()}) == 3, "windows do not share storage"
 
 
 def test_empty_memory_is_a_first_step(parts: Parts) -> None:

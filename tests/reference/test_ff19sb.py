@@ -169,9 +169,7 @@ def test_geometry_is_the_trans_l_enantiomer():
     centre = x[8]
     triple = np.dot(x[14] - centre, np.cross(x[10] - centre, x[6] - centre))
     assert triple > 0
-    assert dihedral(x, PHI) == pytest.approx(
-        dihedrals(torch.tensor(x)[None], torch.tensor([PHI])).item(), abs=1e-14
-    )
+    assert dihedral(x, PHI) == pytest.approx(dihedrals(torch.tensor(x)[None], torch.tensor([PHI])).item(), abs=1e-14)
 
 
 def test_compute_equals_compute_many_and_leaves_its_input(references, hot_positions):

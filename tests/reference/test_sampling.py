@@ -44,10 +44,7 @@ def test_reproducible_in_a_process_and_across_processes():
 
     first, other, again = sample(7), sample(8), sample(7)
     assert first == again != other
-    script = (
-        "from test_sampling import digest, sample_ff19sb;"
-        "print(digest(sample_ff19sb(4, duration_ps=1.0, seed=7)))"
-    )
+    script = "from test_sampling import digest, sample_ff19sb;print(digest(sample_ff19sb(4, duration_ps=1.0, seed=7)))"
     here = os.path.dirname(__file__)
     fresh = subprocess.run(
         [sys.executable, "-c", script],
@@ -85,9 +82,7 @@ def test_energy_agrees_with_equipartition():
     minimum = FF19SB().compute(initial_structure()).energy
     expected = 30 * KB * 1200.0
     assert energies.mean() - minimum == pytest.approx(expected, rel=0.12)
-    cold = np.array(
-        [a.info["REF_energy"] for a in sample_ff19sb(100, duration_ps=30.0, seed=1, temperature=100.0)]
-    )
+    cold = np.array([a.info["REF_energy"] for a in sample_ff19sb(100, duration_ps=30.0, seed=1, temperature=100.0)])
     assert cold.mean() - minimum == pytest.approx(expected / 12, rel=0.12)
 
 

@@ -170,9 +170,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path):
         """
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    writer = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert writer.stdout is not None
     for line in writer.stdout:
         if int(line) == 20:

@@ -92,6 +92,7 @@ def test_nothing_is_changed_and_nothing_is_random() -> None:
     features, labelled = normal(30, 8), normal(5, 8, seed=1)
     before = features.clone()
     first = MaxDet()(pool(features, labelled), 6, seed=0)
+    max_det(features, 3)
     assert torch.equal(features, before)
     torch.manual_seed(1)
     assert torch.equal(MaxDet()(pool(features, labelled), 6, seed=1), first)

@@ -132,9 +132,7 @@ def test_errors() -> None:
 
 def data(factor: float, scales: Scales) -> CalibrationData:
     ratio = torch.arange(1.0, 20.0)
-    return CalibrationData(
-        factor * ratio, scales.atomic_scale * torch.ones(19), ratio, scales.total_scale * ratio
-    )
+    return CalibrationData(factor * ratio, scales.atomic_scale * torch.ones(19), ratio, scales.total_scale * ratio)
 
 
 def test_calibrate_multiplies_and_is_idempotent() -> None:
@@ -151,9 +149,7 @@ def test_calibrate_multiplies_and_is_idempotent() -> None:
 def test_calibrate_is_all_or_nothing() -> None:
     scales = Scales()
     bad = data(2.0, scales)
-    bad = CalibrationData(
-        bad.atomic_error, bad.atomic_uncertainty, bad.total_error[:3], bad.total_uncertainty[:3]
-    )
+    bad = CalibrationData(bad.atomic_error, bad.atomic_uncertainty, bad.total_error[:3], bad.total_uncertainty[:3])
     with pytest.raises(CalibrationSizeError, match="structures"):
         calibrate(scales, bad, atomic=ConformalCalibration(), total=ConformalCalibration())  # pyright: ignore
     assert scales.atomic_scale == 1

@@ -140,9 +140,7 @@ def _varying(frames: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _joined(series: Series) -> NDArray[np.float64]:
     """All trajectories end to end, components flattened: [n, c]."""
-    parts = [
-        np.asarray(s, dtype=np.float64) for s in ([series] if isinstance(series, np.ndarray) else series)
-    ]
+    parts = [np.asarray(s, dtype=np.float64) for s in ([series] if isinstance(series, np.ndarray) else series)]
     if not parts:
         return np.zeros((0, 1))
     for index, part in enumerate(parts):

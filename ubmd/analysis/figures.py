@@ -16,8 +16,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.analysis import style
-from ubmd.files import replaced
 from ubmd.errors import InputError
+from ubmd.files import replaced
 
 __all__ = ["calibration_scatter", "learning_curves", "ramachandran", "save_figure", "uncertainty_trace"]
 
@@ -97,15 +97,11 @@ def ramachandran(
         _round_bar(fig, ax, colours, norm, last)
     if labelled is not None:
         chosen = _degrees(np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
-        ax.scatter(
-            *chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled"
-        )
+        ax.scatter(*chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled")
         style.legend_above(ax)
     for axis, name in ((ax.xaxis, "φ"), (ax.yaxis, "ψ")):
         axis.set_major_locator(FixedLocator([-180, -90, 0, 90, 180]))
-        axis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:.0f}".replace("-", "\N{MINUS SIGN}"))
-        )
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}".replace("-", "\N{MINUS SIGN}")))
         axis.set_label_text(f"{name} (degrees)")
     ax.set(xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
     return fig
@@ -149,9 +145,7 @@ def calibration_scatter(
     low, high = 10**span
     fig, (ax,) = style.new_figure(3.8, 3.3)
     style.style_axes(ax, boxed=True)
-    pale_to_blue = LinearSegmentedColormap.from_list(
-        "pale_to_blue", ["#C6DBEF", "#6BAED6", style.BLUE, "#08306B"]
-    )
+    pale_to_blue = LinearSegmentedColormap.from_list("pale_to_blue", ["#C6DBEF", "#6BAED6", style.BLUE, "#08306B"])
     bins = ax.hexbin(
         x, y, xscale="log", yscale="log", gridsize=36, extent=(span[0], span[1], span[0], span[1]),
         mincnt=1, bins="log", cmap=pale_to_blue, linewidths=0.1, zorder=2,

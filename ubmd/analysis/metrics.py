@@ -6,8 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ubmd.files import replaced
 from ubmd.errors import InputError
+from ubmd.files import replaced
 
 __all__ = ["COLUMNS", "STAGES", "read_metrics", "write_metrics"]
 
@@ -83,13 +83,9 @@ def read_metrics(path: str | Path) -> list[dict[str, float | int | None]]:
     rows = []
     for number, line in enumerate(lines, start=2):
         if len(line) != len(header):
-            raise InputError(
-                f"{path}, line {number} has {len(line)} fields, not {len(header)}; restore the line"
-            )
+            raise InputError(f"{path}, line {number} has {len(line)} fields, not {len(header)}; restore the line")
         where = f"{path}, line {number}"
-        rows.append(
-            {column: _to_number(where, column, text) for column, text in zip(header, line, strict=True)}
-        )
+        rows.append({column: _to_number(where, column, text) for column, text in zip(header, line, strict=True)})
     return rows
 
 

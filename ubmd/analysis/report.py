@@ -106,8 +106,6 @@ def report_run(store: RoundStore, torsions: Mapping[str, Sequence[int]], console
         labelled = torsion_angles(np.array([a.positions for a in store.structures(len(rows))]), indices)
         if angles:
             joined = np.concatenate(angles)
-            figure = ramachandran(
-                joined[:, 0], joined[:, 1], rounds=np.concatenate(rounds), labelled=labelled
-            )
+            figure = ramachandran(joined[:, 0], joined[:, 1], rounds=np.concatenate(rounds), labelled=labelled)
             save_figure(figure, store.figures / "ramachandran.png")
     console.print(f"[bold]{store.path}[/bold]: metrics.csv, dataset.extxyz, figures/, rounds/*/model.ckpt")

@@ -75,9 +75,7 @@ def stage_times_table(rounds: Sequence[Row]) -> Table:
 def _empty_table(*, footer: bool = False) -> Table:
     """The shared look: a rule below the header and above a footer, no frame, one blank between columns."""
     rules = box.SIMPLE if footer else box.SIMPLE_HEAD
-    return Table(
-        box=rules, show_edge=False, show_footer=footer, padding=0, header_style="bold", footer_style="bold"
-    )
+    return Table(box=rules, show_edge=False, show_footer=footer, padding=0, header_style="bold", footer_style="bold")
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -45,14 +45,10 @@ def _checked_indices(xyz: NDArray[np.float64], indices: ArrayLike) -> NDArray[np
         raise InputError(f"positions has shape {xyz.shape}; give [..., n_atoms, 3]")
     atoms = np.asarray(indices)
     if atoms.ndim != 2 or atoms.shape[1] != 4 or not np.issubdtype(atoms.dtype, np.integer):
-        raise InputError(
-            f"indices has shape {atoms.shape} and type {atoms.dtype}; give integers of shape [m, 4]"
-        )
+        raise InputError(f"indices has shape {atoms.shape} and type {atoms.dtype}; give integers of shape [m, 4]")
     outside = atoms[(atoms < 0) | (atoms >= xyz.shape[-2])]
     if outside.size:
-        raise InputError(
-            f"indices holds {outside[0]}, but the atoms are 0 to {xyz.shape[-2] - 1}; count from 0"
-        )
+        raise InputError(f"indices holds {outside[0]}, but the atoms are 0 to {xyz.shape[-2] - 1}; count from 0")
     for row in atoms:
         if len(set(row.tolist())) < 4:
             raise InputError(f"indices holds the torsion {row.tolist()}; give four different atoms")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from ase import Atoms
 from lightning.pytorch import Callback, Trainer
 
+from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.explore import WalkerExploration
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
-from ubmd.dynamics.exploration import Exploration
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress
 from ubmd.rounds import RoundFolder

@@ -167,7 +167,8 @@ def collate(
         found = [(a.arrays if per_atom else a.info).get(key) for a in structures]
         if any(v is None for v in found):
             return None
-        return real(np.concatenate(found) if per_atom else np.array(found, dtype=float))
+        arrays = [np.asarray(v, dtype=float) for v in found]
+        return real(np.concatenate(arrays) if per_atom else np.array(arrays))
 
     def integer(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64, device=device)

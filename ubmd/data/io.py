@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from ubmd.errors import InputError
 from ubmd.files import replaced
@@ -105,13 +106,9 @@ def check_structure(atoms: Atoms, name: str) -> None:
         lengths = np.linalg.norm(vectors, axis=1)
         spanned = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
         if not np.isfinite(vectors).all() or spanned <= 1e-6 * max(np.prod(lengths), 1e-6):
-            raise InputError(
-                f"{name} is periodic but its cell has zero volume; give its lattice or switch pbc off"
-            )
+            raise InputError(f"{name} is periodic but its cell has zero volume; give its lattice or switch pbc off")
     if len(atoms) > 1 and not atoms.pbc.any():
-        from scipy.spatial import cKDTree
-
-        distances = cKDTree(atoms.positions).query(atoms.positions, k=2)[0][:, 1]
+        distances = KDTree(atoms.positions).query(atoms.positions, k=2)[0][:, 1]
         if distances.min() < 1e-3:
             raise InputError(f"{name} has two atoms in the same place (atom {int(distances.argmin())}); remove one")
 

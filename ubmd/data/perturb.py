@@ -29,9 +29,7 @@ def stretch(strain: NDArray[np.float64]) -> NDArray[np.float64]:
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def perturb(
-    atoms: Atoms, n: int, *, displacement: float, strain: float = 0.0, rng: np.random.Generator
-) -> list[Atoms]:
+def perturb(atoms: Atoms, n: int, *, displacement: float, strain: float = 0.0, rng: np.random.Generator) -> list[Atoms]:
     """``n`` copies with every coordinate shifted and, if periodic, the cell strained (Eqs. 32-34).
 
     Args:

@@ -81,9 +81,7 @@ class BiasedPotential(nn.Module):
         """Cutoff of the unbiased potential, Å."""
         return self.potential.cutoff
 
-    def forward(
-        self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False
-    ) -> Prediction:
+    def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         """Predicts a batch of walkers.
 
         Args:
@@ -178,9 +176,7 @@ class BiasedPotential(nn.Module):
             raise ValueError(f"memory of other walkers or another window: expected {expected}, got {found}")
         return memory | {STEPS: memory[STEPS] + 1}
 
-    def _rescaled(
-        self, tau: float, name: str, squares: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Memory | None]:
+    def _rescaled(self, tau: float, name: str, squares: Tensor, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         """tau_t (Eq. 8) [n_systems] float64 and the memory with this step's squared norms [n_systems, 2]."""
         if memory is None or not self.rescale:
             return torch.full_like(squares[:, 0], tau), memory
@@ -205,9 +201,7 @@ def _weights(species_weights: Mapping[str, float]) -> Tensor:
             # a YAML key may be anything: No (nobelium) unquoted is a boolean
             name = str(symbol)
             close = difflib.get_close_matches(name.capitalize(), chemical_symbols[1:], 1, 0.0)
-            raise InputError(
-                f"bias.species_weights names {name!r}, which is no element; did you mean {close[0]!r}?"
-            )
+            raise InputError(f"bias.species_weights names {name!r}, which is no element; did you mean {close[0]!r}?")
         weights[atomic_numbers[symbol]] = _strength(f"species_weights.{symbol}", value)
     return weights
 

@@ -60,10 +60,8 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         version, owner, values = saved["version"], saved["run"], saved["values"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"checkpoint {path} cannot be read; delete it to start the walkers afresh"
-        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise InputError(f"checkpoint {path} cannot be read; delete it to start the walkers afresh") from error
     if version != _VERSION or owner != run:
         raise InputError(
             f"checkpoint {path} belongs to another run (other start, seeds, integrator, rules, "

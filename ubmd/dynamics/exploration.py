@@ -49,7 +49,7 @@ class Exploration:
     temperature: NDArray[np.float64]
     """[w] K, the thermostat's target."""
     max_uncertainty: NDArray[np.float64]
-    """[w] highest atomic uncertainty met at any step, eV/Å."""
+    """[w] highest atomic uncertainty met at any step of this exploration, eV/Å."""
 
     @property
     def n_frames(self) -> int:

@@ -83,13 +83,9 @@ class Langevin:
         if not (self.dt > 0 and math.isfinite(self.dt)):
             raise InputError(f"dt must be a positive time step in fs, got {self.dt}")
         if not (self.friction >= 0 and self.friction * self.dt < 1):
-            raise InputError(
-                f"friction must lie between 0 and 1/dt = {1 / self.dt:g} (1/fs), got {self.friction}"
-            )
+            raise InputError(f"friction must lie between 0 and 1/dt = {1 / self.dt:g} (1/fs), got {self.friction}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise InputError(
-                f"temperature must be positive, got {self.temperature} K; give kelvins, e.g. 300"
-            )
+            raise InputError(f"temperature must be positive, got {self.temperature} K; give kelvins, e.g. 300")
 
     def prepare(self, state: WalkerState) -> LangevinStep:
         """Coefficients for this set of walkers; they stay valid until the set changes."""

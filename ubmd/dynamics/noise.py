@@ -32,9 +32,7 @@ def checked_seeds(seeds: Sequence[int] | np.ndarray | Tensor, n_walkers: int) ->
     """
     values = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else seeds)
     if values.shape != (n_walkers,) or values.dtype.kind not in "iu" or (values < 0).any():
-        raise InputError(
-            f"seeds must be {n_walkers} non-negative integers, one a walker, got {values.tolist()}"
-        )
+        raise InputError(f"seeds must be {n_walkers} non-negative integers, one a walker, got {values.tolist()}")
     if values.max(initial=0) > np.iinfo(np.int64).max:
         raise InputError(f"seeds must fit into 63 bits, got {values.max()}")
     if len(np.unique(values)) != n_walkers:
@@ -57,9 +55,7 @@ class WalkerNoise:
         device: where they are handed out.
     """
 
-    def __init__(
-        self, seed: Tensor, step: Tensor, n_atoms: Tensor, *, dtype: torch.dtype, device: torch.device | str
-    ):
+    def __init__(self, seed: Tensor, step: Tensor, n_atoms: Tensor, *, dtype: torch.dtype, device: torch.device | str):
         self._seeds: list[int] = seed.tolist()
         self._steps: list[int] = step.tolist()
         self._n_atoms: list[int] = n_atoms.tolist()

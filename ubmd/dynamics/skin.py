@@ -22,9 +22,7 @@ def outran_skin(state: WalkerState, skin: float) -> Tensor:
 
 def rebuild_neighbours(state: WalkerState, cutoff: float, skin: float) -> WalkerState:
     """The state with all pairs within ``cutoff + skin`` (Å) listed at its present positions."""
-    return state.replace(
-        batch=state.batch.with_neighbours(cutoff + skin), listed_positions=state.batch.positions
-    )
+    return state.replace(batch=state.batch.with_neighbours(cutoff + skin), listed_positions=state.batch.positions)
 
 
 def refresh_neighbours(state: WalkerState, cutoff: float, skin: float) -> WalkerState:

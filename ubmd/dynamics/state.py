@@ -114,9 +114,7 @@ class WalkerState:
         return {"batch": _plain(batch), "memory": _plain(self.memory), **_plain(own)}
 
     @classmethod
-    def from_state_dict(
-        cls, values: Mapping[str, Any], *, device: torch.device | str | None = None
-    ) -> WalkerState:
+    def from_state_dict(cls, values: Mapping[str, Any], *, device: torch.device | str | None = None) -> WalkerState:
         """The inverse of :meth:`state_dict`, on ``device``.
 
         Raises:
@@ -170,7 +168,10 @@ def initial_state(
         InputError: for a temperature, seed, mass or identity that makes no sense.
     """
     device, dtype, n_walkers = batch.positions.device, batch.positions.dtype, batch.n_systems
-    target = torch.as_tensor(temperature, dtype=torch.float64).expand(n_walkers).clone()
+    target = torch.as_tensor(temperature, dtype=torch.float64).cpu()
+    if target.shape not in ((), (n_walkers,)):
+        raise InputError(f"temperature must be one number or {n_walkers}, got {len(target)}; give kelvins")
+    target = target.expand(n_walkers).clone()
     if not bool(((target > 0) & target.isfinite()).all()):
         raise InputError(f"temperature must be positive, got {target.min():g} K; give kelvins, e.g. 300")
     seed = checked_seeds(seeds, n_walkers)
@@ -227,4 +228,5 @@ def degrees_of_freedom(state: WalkerState) -> Tensor:
 def kinetic_temperature(state: WalkerState) -> Tensor:
     """[n_walkers] K: twice the kinetic energy per thermalised degree of freedom and Boltzmann constant."""
     twice_kinetic = state.batch.sum_atoms(state.momenta.square().sum(1) / state.masses)
-    return twice_kinetic / (degrees_of_freedom(state) * (KB * ACCELERATION))
+    # divided one by one: integers times a number would be float32, whatever the walkers are
+    return twice_kinetic / (KB * ACCELERATION) / degrees_of_freedom(state)

@@ -81,9 +81,7 @@ class StoppingRules:
             raise InputError(f"max_steps must be a positive whole number, got {self.max_steps}")
         factor = self.max_temperature_factor
         if factor is not None and not (factor > 1 and math.isfinite(factor)):
-            raise InputError(
-                f"max_temperature_factor must exceed 1 or be null to switch it off, got {factor}"
-            )
+            raise InputError(f"max_temperature_factor must exceed 1 or be null to switch it off, got {factor}")
 
 
 def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:

@@ -114,9 +114,7 @@ def run_walkers(
     return run.result(numbers, pbc)
 
 
-def _check_intervals(
-    frame_interval: int, checkpoint_interval: int, progress_interval: int, skin: float
-) -> None:
+def _check_intervals(frame_interval: int, checkpoint_interval: int, progress_interval: int, skin: float) -> None:
     named = {"frame": frame_interval, "checkpoint": checkpoint_interval, "progress": progress_interval}
     for name, interval in named.items():
         if interval < 1:
@@ -133,9 +131,7 @@ def _composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
     counts = batch.n_atoms.tolist()
     numbers, pbc = batch.numbers.cpu(), batch.pbc.cpu()
     if len(set(counts)) > 1 or not bool((numbers.view(len(counts), -1) == numbers[: counts[0]]).all()):
-        raise InputError(
-            "walkers must all have the same atoms in the same order; run other systems separately"
-        )
+        raise InputError("walkers must all have the same atoms in the same order; run other systems separately")
     if not bool((pbc == pbc[0]).all()):
         raise InputError("walkers must all be periodic along the same lattice vectors; run others separately")
     return numbers[: counts[0]].numpy(), pbc[0].numpy()

@@ -83,16 +83,17 @@ class InvariantContractions(nn.Module):
         out = [moments[0].squeeze(-1)]
         out += [(m @ m.transpose(1, 2)).flatten(1) for m in moments[1:]]
         n_atoms, n = out[0].shape
-        if self.l_max >= 2:
-            one, two = moments[1], moments[2]
-            two_matrix = two.reshape(n_atoms, n * 3, 3)
-            # (s, a, t) = Psi2_s,ab Psi1_t,b
-            vector = (two_matrix @ one.transpose(1, 2)).view(n_atoms, n, 3, n)
-            out.append((one @ vector.transpose(1, 2).reshape(n_atoms, 3, n * n)).flatten(1))
-            # (s, a, t, c) = Psi2_s,ab Psi2_t,bc, laid out (s, t, ac) to meet Psi2_u,ac
-            square = (two_matrix @ two_matrix.transpose(1, 2)).view(n_atoms, n, 3, n, 3)
-            square = square.transpose(2, 3).reshape(n_atoms, n * n, 9)
-            out.append((square @ two.transpose(1, 2)).flatten(1))
+        if self.l_max < 2:
+            return self._unique(out)
+        one, two = moments[1], moments[2]
+        two_matrix = two.reshape(n_atoms, n * 3, 3)
+        # (s, a, t) = Psi2_s,ab Psi1_t,b
+        vector = (two_matrix @ one.transpose(1, 2)).view(n_atoms, n, 3, n)
+        out.append((one @ vector.transpose(1, 2).reshape(n_atoms, 3, n * n)).flatten(1))
+        # (s, a, t, c) = Psi2_s,ab Psi2_t,bc, laid out (s, t, ac) to meet Psi2_u,ac
+        square = (two_matrix @ two_matrix.transpose(1, 2)).view(n_atoms, n, 3, n, 3)
+        square = square.transpose(2, 3).reshape(n_atoms, n * n, 9)
+        out.append((square @ two.transpose(1, 2)).flatten(1))
         if self.l_max >= 3:
             three = moments[3].reshape(n_atoms, n * 3, 9)
             # (s, a, t) = Psi3_s,abc Psi2_t,bc
@@ -102,7 +103,11 @@ class InvariantContractions(nn.Module):
             square = (three @ three.transpose(1, 2)).view(n_atoms, n, 3, n, 3)
             square = square.transpose(2, 3).reshape(n_atoms, n * n, 9)
             out.append((square @ two.transpose(1, 2)).flatten(1))
-        return _SelectColumns.apply(torch.cat(out, dim=1), self.columns, self.inverse)  # pyright: ignore
+        return self._unique(out)
+
+    def _unique(self, blocks: list[Tensor]) -> Tensor:
+        """The blocks [n_atoms, ...] side by side, without the columns that repeat others."""
+        return _SelectColumns.apply(torch.cat(blocks, dim=1), self.columns, self.inverse)  # pyright: ignore
 
 
 class _SelectColumns(torch.autograd.Function):

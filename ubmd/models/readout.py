@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Readout(nn.Module):
     def __init__(self, n_inputs: int, hidden: Sequence[int], *, generator: torch.Generator | None = None):
         super().__init__()
         widths = (n_inputs, *hidden, 1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.weights = nn.ParameterList(torch.randn(o, i, generator=generator) for i, o in pairs)
         self.biases = nn.ParameterList(torch.zeros(o) for _, o in pairs)
 

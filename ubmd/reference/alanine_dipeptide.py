@@ -106,9 +106,7 @@ def _place(
     axis = _unit(x[c] - x[b])
     normal = _unit(np.cross(x[b] - x[a], axis))
     in_plane = np.cross(normal, axis)
-    return x[c] + length * (
-        -np.cos(theta) * axis + np.sin(theta) * (np.cos(phi) * in_plane + np.sin(phi) * normal)
-    )
+    return x[c] + length * (-np.cos(theta) * axis + np.sin(theta) * (np.cos(phi) * in_plane + np.sin(phi) * normal))
 
 
 def _outward(x: NDArray[np.float64], centre: int, a: int, b: int, length: float) -> NDArray[np.float64]:

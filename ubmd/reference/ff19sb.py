@@ -162,9 +162,7 @@ def _molecule(parm: AmberParm) -> SimpleNamespace:
 
     def torsions(improper: bool) -> NDArray[np.uint32]:
         chosen = [d for d in parm.dihedrals if d.improper == improper]
-        return np.array(
-            [[d.atom1.idx, d.atom2.idx, d.atom3.idx, d.atom4.idx] for d in chosen], dtype=np.uint32
-        )
+        return np.array([[d.atom1.idx, d.atom2.idx, d.atom3.idx, d.atom4.idx] for d in chosen], dtype=np.uint32)
 
     return SimpleNamespace(
         numAtoms=len(parm.atoms),

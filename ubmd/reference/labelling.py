@@ -52,9 +52,7 @@ def label_structures(
         InputError: ``max_force`` is not positive, or the reference refuses this kind of structure.
     """
     if max_force is not None and not max_force > 0:
-        raise InputError(
-            f"max_force: {max_force} eV/Å is not positive; give a positive limit or null for none"
-        )
+        raise InputError(f"max_force: {max_force} eV/Å is not positive; give a positive limit or null for none")
     fingerprint = reference.fingerprint()
     labelled: list[Atoms] = []
     rejected: list[tuple[Atoms, str]] = []

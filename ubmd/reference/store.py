@@ -54,9 +54,7 @@ class LabelStore:
         if self.path.suffix != ".db":
             raise InputError(f"path: label store {self.path} should end in .db; rename it")
         if not self._is_empty_or_sqlite():
-            raise InputError(
-                f"path: {self.path} is not an SQLite database; move it away or choose another path"
-            )
+            raise InputError(f"path: {self.path} is not an SQLite database; move it away or choose another path")
 
     def get(self, atoms: Atoms, fingerprint: Mapping[str, Plain]) -> Label | Failure | None:
         """What is known about a structure under these settings; None if nothing is."""
@@ -137,9 +135,7 @@ def _canonical(fingerprint: Mapping[str, Plain]) -> str:
     return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
 
 
-def _row(
-    atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure
-) -> tuple[AtomsRow, dict[str, object]]:
+def _row(atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure) -> tuple[AtomsRow, dict[str, object]]:
     """Row for ASE's database and its ``data``, which :meth:`LabelStore.get` reads back."""
     columns: dict[str, object] = {
         "unique_id": _key(atoms, fingerprint),

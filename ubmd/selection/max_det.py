@@ -76,9 +76,7 @@ class MaxDet:
     def __call__(self, pool: Pool, n_select: int, *, seed: int = 0) -> Tensor:
         """Indices [n_select] of the chosen candidates, most uncertain first; nothing here is random."""
         if pool.features is None or pool.labelled_features is None:
-            raise InputError(
-                "max_det needs features, which this uncertainty has not; select by uncertainty alone"
-            )
+            raise InputError("max_det needs features, which this uncertainty has not; select by uncertainty alone")
         check_size(n_select, len(pool.features))
         labelled = pool.labelled_features
         whitening = whitening_matrix(gram_matrix(labelled), len(labelled), self.regularisation)

@@ -41,11 +41,13 @@ class SquaredLoss:
 
     def __call__(self, prediction: Prediction, batch: AtomicBatch) -> Tensor:
         """Loss of a labelled batch, a scalar."""
-        assert batch.energy is not None and batch.forces is not None
+        assert batch.energy is not None
+        assert batch.forces is not None
         loss = self.energy * (prediction.energy - batch.energy).square().sum()
         loss = loss + self.forces * (prediction.forces - batch.forces).square().sum()
         if self.stress:
-            assert batch.stress is not None and prediction.stress is not None
+            assert batch.stress is not None
+            assert prediction.stress is not None
             error = virial_triangle(prediction.stress - batch.stress, batch.volume)
             loss = loss + self.stress * error.square().sum()
         return loss

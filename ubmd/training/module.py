@@ -70,7 +70,7 @@ class PotentialModule(LightningModule):
         self.potential = Potential(model)
         self.loss = loss or SquaredLoss()
         self.learning_rates = learning_rates or LearningRates()
-        self.betas, self.eps = tuple(betas), eps
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), eps
         self.stress = self.loss.stress > 0
         self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics() for stage in ("valid", "test")})
 
@@ -94,25 +94,26 @@ class PotentialModule(LightningModule):
         """Energies, forces and, if it is trained on, stress of a batch."""
         return self.potential(batch, stress=self.stress)
 
-    def training_step(self, batch: AtomicBatch, _: int) -> Tensor:
+    def training_step(self, batch: AtomicBatch) -> Tensor:
         prediction = self.potential(batch, stress=self.stress, training=True)
         loss = self.loss(prediction, batch)
         n = batch.n_systems
         self.log("train/loss", loss.detach() / n, on_epoch=True, on_step=False, batch_size=n)
         return loss
 
-    def validation_step(self, batch: AtomicBatch, _: int) -> None:
+    def validation_step(self, batch: AtomicBatch) -> None:
         self._evaluate("valid", batch)
 
-    def test_step(self, batch: AtomicBatch, _: int) -> None:
+    def test_step(self, batch: AtomicBatch) -> None:
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: AtomicBatch, _: int) -> Prediction:
+    def predict_step(self, batch: AtomicBatch) -> Prediction:
         return self(batch)
 
     def _evaluate(self, stage: str, batch: AtomicBatch) -> None:
         prediction = self(batch)
-        assert batch.energy is not None and batch.forces is not None
+        assert batch.energy is not None
+        assert batch.forces is not None
         pairs = {
             "energy_mae": (prediction.energy, batch.energy.double()),
             "force_mae": (prediction.forces, batch.forces),
@@ -123,7 +124,8 @@ class PotentialModule(LightningModule):
             "force_rmse_ev_per_ang": (prediction.forces, batch.forces),
         }
         if self.stress:
-            assert batch.stress is not None and prediction.stress is not None
+            assert batch.stress is not None
+            assert prediction.stress is not None
             pairs["stress_rmse_mpa"] = (prediction.stress / MPA, batch.stress / MPA)
             virial = [virial_triangle(s, batch.volume) for s in (prediction.stress, batch.stress)]
             pairs["virial_mae"] = (virial[0], virial[1])

@@ -191,18 +191,12 @@ def _ratios(error: Tensor, uncertainty: Tensor) -> Tensor:
     """Ratios error / uncertainty [n] in float64, 0 where both are 0."""
     error, uncertainty = error.detach().double(), uncertainty.detach().double()
     if error.shape != uncertainty.shape or error.ndim != 1:
-        raise InputError(
-            f"errors {tuple(error.shape)} and uncertainties {tuple(uncertainty.shape)} do not match"
-        )
+        raise InputError(f"errors {tuple(error.shape)} and uncertainties {tuple(uncertainty.shape)} do not match")
     for name, values in (("errors", error), ("uncertainties", uncertainty)):
         bad = int((~(torch.isfinite(values) & (values >= 0))).sum())
         if bad:
-            raise InputError(
-                f"{bad} of {len(values)} {name} are negative or not finite; drop their structures"
-            )
+            raise InputError(f"{bad} of {len(values)} {name} are negative or not finite; drop their structures")
     certain = int(((uncertainty == 0) & (error > 0)).sum())
     if certain:
-        raise InputError(
-            f"{certain} of {len(error)} uncertainties are zero but the error is not; check the features"
-        )
+        raise InputError(f"{certain} of {len(error)} uncertainties are zero but the error is not; check the features")
     return torch.where(error == 0, torch.zeros_like(error), error / uncertainty)

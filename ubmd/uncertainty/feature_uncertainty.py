@@ -34,9 +34,7 @@ class FeatureUncertainty(nn.Module):
     atomic_scale: Tensor
     total_scale: Tensor
 
-    def __init__(
-        self, features: FeaturesFactory, model: nn.Module, *, regularisation: float = 0.01, seed: int = 0
-    ):
+    def __init__(self, features: FeaturesFactory, model: nn.Module, *, regularisation: float = 0.01, seed: int = 0):
         super().__init__()
         self.features = features(layer_sizes=_readout(model).layer_sizes, seed=seed)
         self.n_features = int(self.features.n_features)  # pyright: ignore[reportArgumentType]

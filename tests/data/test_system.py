@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ubmd.data.io import write_structures
+from ubmd.data.system import System
+from ubmd.errors import InputError
+
+
+def test_species_are_those_of_the_structure() -> None:
+    assert System(molecule("CH3CH2OH")).symbols == ["H", "C", "O"]
+    assert System(molecule("H2O"), species=["O", "N", "H"]).symbols == ["O", "N", "H"]
+
+
+def test_structure_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "start.extxyz"
+    write_structures(path, [molecule("H2O"), molecule("CH4")])
+    for given in (str(path), path):
+        system = System(given)  # pyright: ignore[reportArgumentType]
+        np.testing.assert_allclose(system.atoms.positions, molecule("H2O").positions, atol=1e-8)
+
+
+@pytest.mark.parametrize(("pbc", "periodic"), [(True, True), (False, False), ((True, True, False), False)])
+def test_periodic(pbc: Any, periodic: bool) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.pbc = pbc
+    assert System(atoms).periodic is periodic
+
+
+def test_torsions() -> None:
+    system = System(molecule("CH3CH2OH"), torsions={"phi": [0, 1, 2, 3], "psi": [1, 2, 3, 8]})
+    assert system.torsion_indices.tolist() == [[0, 1, 2, 3], [1, 2, 3, 8]]
+    assert System(molecule("H2O")).torsion_indices.shape == (0, 4)
+
+
+def test_perturbed() -> None:
+    system = System(bulk("Cu", cubic=True), n_initial=5, displacement=0.03, strain=0.01)
+    copies = system.perturbed(np.random.default_rng(1))
+    assert len(copies) == 5
+    for copy in copies:
+        assert not np.allclose(copy.cell, system.atoms.cell)
+        deform = np.linalg.solve(np.asarray(system.atoms.cell), np.asarray(copy.cell))
+        shift = copy.positions @ np.linalg.inv(deform) - system.atoms.positions
+        assert 0.0 < np.abs(shift).max() <= 0.03
+
+
+def nan() -> Atoms:
+    atoms = molecule("H2O")
+    atoms.positions[2, 0] = np.nan
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_initial": 1}, r"system\.n_initial=1 .*use at least 2"),
+        ({"displacement": -0.1}, r"system\.displacement=-0\.1 must not be negative"),
+        ({"strain": -0.1}, r"system\.strain=-0\.1 must not be negative"),
+        ({"species": ["H"]}, r"system\.structure contains O, which is not in system\.species=\['H'\]; add it"),
+        ({"torsions": {"phi": [0, 1, 2]}}, r"system\.torsions\.phi=\[0, 1, 2\] must be four .* from 0 to 2"),
+        ({"torsions": {"phi": [0, 1, 2, 3]}}, r"system\.torsions\.phi=\[0, 1, 2, 3\] .* from 0 to 2"),
+        ({"torsions": {"phi": [-1, 0, 1, 2]}}, r"system\.torsions\.phi=\[-1, 0, 1, 2\] .* from 0 to 2"),
+        ({"structure": nan()}, r"system\.structure has a position that is not a number at atom 2"),
+        ({"structure": Atoms()}, r"system\.structure has no atoms"),
+        ({"structure": "nowhere.xyz"}, r"structure file nowhere\.xyz does not exist"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        System(**({"structure": molecule("H2O")} | options))
+
+
+@pytest.mark.xfail(strict=True, reason="found out when the structures are perturbed, or not at all")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strain": 0.01, "structure": molecule("H2O")},
+        {"strain": 0.6},
+        {"displacement": float("nan")},
+        {"torsions": {"phi": [0, 1, 2, 2]}},
+        {"species": ["Cu", "Cu"]},
+        {"species": ["Cu", "Xx"]},
+    ],
+    ids=str,
+)
+def test_more_bad_input(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"system.{next(iter(options))}"):
+        System(**({"structure": bulk("Cu", cubic=True)} | options))

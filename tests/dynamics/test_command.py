@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from hydra.utils import instantiate
+from rich.console import Console
+
+from ubmd import cli
+from ubmd.calculator import UBMDCalculator
+from ubmd.data.batch import collate
+from ubmd.dynamics import walkers
+from ubmd.dynamics.command import walkers_table
+from ubmd.dynamics.stopping import StopReason
+from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.models.checkpoint import save_potential
+
+pytestmark = pytest.mark.usefixtures("quiet_logging")
+
+MODEL = {
+    "_target_": "ubmd.models.gmnn.GMNN",
+    "species": ["H", "C", "O"],
+    "cutoff": 4.0,
+    "n_basis": 2,
+    "hidden": [8, 8],
+}
+UNCERTAINTY = {
+    "_target_": "ubmd.uncertainty.feature_uncertainty.FeatureUncertainty",
+    "_partial_": True,
+    "features": {
+        "_target_": "ubmd.uncertainty.features.SketchedGradients",
+        "_partial_": True,
+        "n_projections": 16,
+    },
+}
+SHORT = (
+    "dynamics.n_walkers=3",
+    "dynamics.stopping.max_steps=40",
+    "dynamics.frame_interval=10",
+    "dynamics.checkpoint_interval=10",
+    "bias.window=5",
+)
+
+
+def molecules(count: int) -> list[Atoms]:
+    rng = np.random.default_rng(0)
+    base = np.array([[0, 0, 0], [1.2, 0.1, 0], [-0.6, 0.9, 0.1], [-0.5, -0.9, 0.3]])
+    return [Atoms("COHH", positions=base + 0.03 * rng.normal(size=(4, 3))) for _ in range(count)]
+
+
+def save(path: Path, seed: int = 0) -> None:
+    config = MODEL | {"seed": seed}
+    model = instantiate(config)
+    model.energy_unit.fill_(0.1)  # eV; weak forces, so that walkers survive a random potential
+    uncertainty = instantiate(UNCERTAINTY)(model=model)
+    uncertainty.fit(model, [collate(molecules(4), 4.0)])
+    save_potential(path, model, uncertainty, model_config=config, uncertainty_config=UNCERTAINTY)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a potential and structures; returns the folder of the runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UBMD_RUNS")
+    save(tmp_path / "model.ckpt")
+    ase.io.write("start.xyz", molecules(2))
+    return tmp_path / "runs" / "md"
+
+
+def md(*overrides: str, potential: str = "model.ckpt", structure: str = "start.xyz") -> int:
+    return cli.main(["md", f"potential={potential}", f"system.structure={structure}", *SHORT, *overrides])
+
+
+def only(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_from_structures_to_a_trajectory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert md("bias.tau=0.5", "bias.species_weights.H=1.0") == 0
+    run = only(here)
+    assert "bias.tau-0.5" in run.name
+    found = read_trajectory(run / "trajectory.h5")
+    assert found.walkers.tolist() == [0, 1, 2]
+    assert (found.reasons == StopReason.MAX_STEPS).all()
+    assert found.step.tolist() == [10, 20, 30, 40] * 3
+    assert (found.tau > 0).all()
+    frames = ase.io.read(run / "trajectory.extxyz", ":")
+    assert len(frames) == 12
+    potential = UBMDCalculator("model.ckpt")
+    for index in (0, 7):
+        frame = frames[index]
+        assert (frame.info["walker"], frame.info["step"]) == (index // 4, 10 * (index % 4 + 1))
+        np.testing.assert_allclose(frame.positions, found.positions[index], atol=1e-7)
+        atomic = potential.get_property("atomic_uncertainty", frame)
+        np.testing.assert_allclose(frame.arrays["atomic_uncertainty"], atomic, rtol=1e-3)
+        energy = potential.get_property("energy", frame)
+        np.testing.assert_allclose(frame.get_potential_energy(), energy, atol=1e-4)
+    shown = capsys.readouterr().out
+    assert shown.count("reached the step limit") == 3
+    assert "12 frames in" in shown
+    kept = {"config.yaml", "provenance.json", "ubmd.log", "trajectory.h5", "trajectory.extxyz"}
+    assert {file.name for file in run.iterdir()} - {".hydra"} == kept
+
+
+def test_twice_is_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert md() == 0
+    run = only(here)
+    first = capsys.readouterr().out
+    files = {name: (run / name).stat().st_mtime_ns for name in ("trajectory.h5", "trajectory.extxyz")}
+    assert md() == 0
+    assert capsys.readouterr().out == first
+    assert files == {name: (run / name).stat().st_mtime_ns for name in files}
+    text = (run / "trajectory.extxyz").read_bytes()
+    (run / "trajectory.extxyz").unlink()
+    assert md() == 0
+    assert (run / "trajectory.extxyz").read_bytes() == text
+
+
+def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert md("bias.tau=0.5") == 0
+    run = only(here)
+    whole = (run / "trajectory.extxyz").read_bytes()
+    shutil.rmtree(run)
+    save_walkers = walkers.save_checkpoint
+    rounds: list[int] = []
+
+    def interrupted(path: Path, name: str, values: dict[str, object]) -> None:
+        save_walkers(path, name, values)
+        rounds.append(int(values["rounds"]))  # type: ignore[call-overload]
+        if values["rounds"] == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(walkers, "save_checkpoint", interrupted)
+    assert md("bias.tau=0.5") == 130
+    assert (run / "walkers.pt").exists()
+    assert not (run / "trajectory.h5").exists()
+    assert md("bias.tau=0.5") == 0
+    assert rounds == [10, 20, 30, 40, 40]
+    assert (run / "trajectory.extxyz").read_bytes() == whole
+    assert not (run / "walkers.pt").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_potential_or_structure_is_another_run(
+    here: Path, finished: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert md() == 0
+    if not finished:
+        (only(here) / "trajectory.h5").unlink()
+        (only(here) / "walkers.pt").touch()
+    capsys.readouterr()
+    save(Path("model.ckpt"), seed=1)
+    assert md() == 2
+    assert "holds a run with contents.potential_sha256=" in capsys.readouterr().err
+    save(Path("model.ckpt"))
+    ase.io.write("start.xyz", molecules(1))
+    assert md() == 2
+    assert "holds a run with contents.structures_sha256=" in capsys.readouterr().err
+
+
+def test_walkers_stop_at_the_threshold_and_without_bias(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert md("bias.tau=0", "dynamics.stopping.uncertainty_threshold=1e-9") == 0
+    found = read_trajectory(only(here) / "trajectory.h5")
+    assert (found.reasons == StopReason.UNCERTAINTY).all()
+    assert found.steps.tolist() == [1, 1, 1]
+    assert (found.tau == 0).all()
+    assert capsys.readouterr().out.count("crossed the uncertainty threshold") == 3
+
+
+def test_more_structures_than_walkers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert md("dynamics.n_walkers=1", "dynamics.stopping.max_steps=2") == 0
+    shown = capsys.readouterr().out
+    assert "only the first 1 of 2 structures" in shown
+    assert "\n0 frames in" in shown
+    assert (only(here) / "trajectory.extxyz").read_text() == ""
+
+
+def test_built_in_system(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A structure that a function makes; this one holds an element that the potential does not know."""
+    arguments = ["md", "potential=model.ckpt", "system=ala2", *SHORT]
+    assert cli.main(arguments) == 2
+    assert "structure 0 of system.structure contains N, which model.ckpt was not" in capsys.readouterr().err
+
+
+Change = Callable[[], object]
+
+
+def _write(name: str, *structures: Atoms) -> None:
+    ase.io.write(name, structures)
+
+
+REFUSED: dict[str, tuple[Change | None, Sequence[str], str]] = {
+    "no potential": (
+        lambda: Path("model.ckpt").unlink(),
+        (),
+        "potential model.ckpt does not exist; give e.g. RUN/rounds/000/model.ckpt",
+    ),
+    "no model at all": (
+        lambda: shutil.copy("start.xyz", "model.ckpt"),
+        (),
+        "model.ckpt is not a potential written by ubmd",
+    ),
+    "no structure": (
+        lambda: Path("start.xyz").unlink(),
+        (),
+        "structure file start.xyz does not exist",
+    ),
+    "no structure in the file": (
+        lambda: Path("start.xyz").write_text("4\n\nC 0 0 0\n"),
+        (),
+        "structure file start.xyz cannot be read (",
+    ),
+    "foreign element": (
+        lambda: _write("start.xyz", *molecules(1), Atoms("CSHH", positions=molecules(1)[0].positions)),
+        (),
+        "structure 1 of start.xyz contains S, which model.ckpt was not trained on (it knows H, C, O); ",
+    ),
+    "other composition": (
+        lambda: _write("start.xyz", molecules(1)[0], molecules(1)[0][[1, 0, 2, 3]]),
+        (),
+        "structure 1 of start.xyz is of other atoms, or in another order, than structure 0",
+    ),
+    "coinciding atoms": (
+        lambda: _write("start.xyz", Atoms("HH")),
+        (),
+        "structure 0 of start.xyz has two atoms in the same place",
+    ),
+    "negative tau": (None, ("bias.tau=-1",), "bias.tau must be zero or a positive number"),
+    "time step": (None, ("dynamics.integrator.dt=0",), "dt must be a positive time step"),
+    "words": (None, ("dynamics.n_walkers=many",), "dynamics holds a value of the wrong kind ('<' not supported"),
+    "seed": (None, ("seed=-1",), "seed=-1 must be zero or a positive whole number"),
+    "device": (None, ("device=cuda:99",), "device=cuda:99 is not available on this machine"),
+    "logger": (None, ("logger=csv",), "logger: `ubmd md` logs to no logger"),
+    "misspelt": (None, ("bias.taau=1",), "bias.taau is not an option of BiasedPotential; did you mean bias.tau"),
+}
+
+
+@pytest.mark.parametrize(("change", "overrides", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_one_sentence(
+    here: Path,
+    change: Change | None,
+    overrides: Sequence[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if change is not None:
+        change()
+    assert md(*overrides) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("ubmd: error: ")
+    assert sentence in line
+    assert captured.out == ""
+    assert not list(here.rglob("provenance.json"))
+
+
+def test_potential_must_be_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["md", "system.structure=start.xyz"]) == 2
+    assert capsys.readouterr().err == "ubmd: error: potential is missing: give it as potential=VALUE\n"
+    assert not here.exists()
+
+
+def test_table_fits_a_terminal(here: Path) -> None:
+    assert md() == 0
+    console = Console(width=80, record=True)
+    console.print(walkers_table(read_trajectory(only(here) / "trajectory.h5")))
+    assert "…" not in console.export_text()

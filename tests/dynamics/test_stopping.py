@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from tests.dynamics.walker_toys import Plain, Toy, cluster, walkers
+from ubmd.dynamics.state import WalkerState, evaluate, kinetic_temperature
+from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
+from ubmd.errors import InputError
+
+RULES = StoppingRules(uncertainty_threshold=1.5, max_steps=100, min_distance=0.5, max_temperature_factor=10.0)
+
+
+@pytest.fixture
+def state() -> WalkerState:
+    """Four walkers of eight atoms with no reason to stop."""
+    state = evaluate(walkers([cluster(8, i) for i in range(4)]), Toy())
+    return state.replace(atomic_uncertainty=torch.full((32,), 0.1), step=torch.full((4,), 99))
+
+
+def changed(state: WalkerState, name: str, atom: int, value: float | torch.Tensor) -> WalkerState:
+    of_batch = name == "positions"
+    values = (state.batch.positions if of_batch else getattr(state, name)).clone()
+    values[atom] = value
+    return state.replace(batch=state.batch.replace(positions=values)) if of_batch else state.replace(**{name: values})
+
+
+def nan(state):
+    return changed(state, "positions", 9, torch.nan)
+
+
+def infinite(state):
+    return changed(state, "momenta", 9, torch.inf)
+
+
+def no_energy(state):
+    return changed(state, "energy", 1, torch.nan)
+
+
+def unknown(state):
+    return changed(state, "atomic_uncertainty", 9, torch.nan)
+
+
+def hot(state):
+    return changed(state, "momenta", slice(8, 16), state.momenta[8:16] * 5)
+
+
+def close(state):
+    x = state.batch.positions[8] + torch.tensor([0.0, 0.49, 0.0])
+    return changed(state, "positions", 15, x)
+
+
+def uncertain(state):
+    return changed(state, "atomic_uncertainty", 15, 1.51)
+
+
+def late(state):
+    return changed(state, "step", 1, 100)
+
+
+ORDER = [
+    (nan, StopReason.NAN),
+    (close, StopReason.CLOSE_CONTACT),
+    (hot, StopReason.TEMPERATURE),
+    (uncertain, StopReason.UNCERTAINTY),
+    (late, StopReason.MAX_STEPS),
+]
+
+
+def test_nobody_stops_without_reason(state):
+    reasons = stop_reasons(state, RULES)
+    assert reasons.dtype == torch.int8
+    assert reasons.tolist() == [StopReason.RUNNING] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [*ORDER, (infinite, StopReason.NAN), (no_energy, StopReason.NAN), (unknown, StopReason.NAN)],
+)
+def test_each_reason_stops_its_walker_alone(state, change, reason):
+    assert stop_reasons(change(state), RULES).tolist() == [0, reason, 0, 0]
+
+
+def test_unphysical_states_are_no_candidates(state):
+    # every combination of two: the one named first in ORDER wins
+    for i, (first, reason) in enumerate(ORDER):
+        for second, _ in ORDER[i + 1 :]:
+            found = stop_reasons(first(second(state)), RULES).tolist()
+            assert found == [0, reason, 0, 0], (first, second)
+    assert [r for r in StopReason if r.unphysical] == [
+        StopReason.TEMPERATURE,
+        StopReason.CLOSE_CONTACT,
+        StopReason.NAN,
+    ]
+
+
+def test_rules_can_be_switched_off(state):
+    off = StoppingRules(uncertainty_threshold=None, max_steps=1000, min_distance=None, max_temperature_factor=None)
+    assert not stop_reasons(uncertain(hot(close(late(state)))), off).any()
+    assert stop_reasons(nan(state), off).tolist() == [0, StopReason.NAN, 0, 0]
+
+
+def test_potential_without_uncertainties():
+    state = evaluate(walkers([cluster(8)]), Plain(Toy()))
+    assert stop_reasons(state, RULES).tolist() == [0]
+
+
+def test_thresholds_are_where_they_say(state):
+    x = state.batch.positions[8] + torch.tensor([0.0, 0.51, 0.0])
+    assert not stop_reasons(changed(state, "positions", 15, x), RULES).any()
+    assert not stop_reasons(changed(state, "atomic_uncertainty", 15, 1.49), RULES).any()
+    limit = 300 * 10 * (1 + 2 / 8)
+    kelvin = kinetic_temperature(state)[1]
+    for factor, stops in ((0.99, False), (1.01, True)):
+        momenta = state.momenta[8:16] * (factor * limit / kelvin).sqrt()
+        assert bool(stop_reasons(changed(state, "momenta", slice(8, 16), momenta), RULES).any()) is stops
+
+
+def test_contact_with_a_periodic_image():
+    atoms = Atoms("C2", positions=[[0.1, 2, 2], [4.8, 2, 2]], cell=[5, 5, 5], pbc=True)
+    state = evaluate(walkers([atoms], cutoff=3.0), Toy(cutoff=3.0))
+    rules = StoppingRules(max_temperature_factor=None, uncertainty_threshold=None)
+    assert stop_reasons(state, rules).tolist() == [StopReason.CLOSE_CONTACT]
+
+
+def test_a_pair_of_atoms_in_equilibrium_is_not_hot():
+    # the temperature of two atoms fluctuates by 58 %, so that 40,000 walkers hold values of some 5 T
+    pairs = walkers([Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 3.8]])])
+    many = 40000
+    batch = pairs.batch.select(torch.zeros(many, dtype=torch.int64))
+    thermal = np.random.default_rng(1).normal(size=(2 * many, 3)) * float(pairs.momenta.abs().mean())
+    state = pairs.select(torch.zeros(many, dtype=torch.int64)).replace(batch=batch)
+    state = state.replace(momenta=torch.as_tensor(thermal))
+    state = state.replace(temperature=kinetic_temperature(state).mean().expand(many))
+    assert (kinetic_temperature(state) > 4 * state.temperature).any()
+    assert not stop_reasons(state, RULES).any()
+
+
+def test_every_reason_is_described():
+    assert len({reason.description for reason in StopReason}) == len(StopReason)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"uncertainty_threshold": 0.0}, "uncertainty_threshold"),
+        ({"uncertainty_threshold": float("nan")}, "uncertainty_threshold"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 1.5}, "max_steps"),
+        ({"min_distance": -0.5}, "min_distance"),
+        ({"max_temperature_factor": 1.0}, "max_temperature_factor"),
+    ],
+)
+def test_refuses_bad_settings(wrong, word):
+    with pytest.raises(InputError, match=word):
+        StoppingRules(**wrong)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+import ubmd.dynamics.trajectory as module
+from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
+from ubmd.dynamics.exploration import Exploration, frames_to_atoms
+from ubmd.dynamics.langevin import Langevin
+from ubmd.dynamics.stopping import StoppingRules, StopReason
+from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
+from ubmd.dynamics.walkers import run_walkers
+from ubmd.errors import InputError
+
+
+def exploration(structures, interval=10) -> Exploration:
+    rules = StoppingRules(None, max_steps=30)
+    return run_walkers(walkers(structures), Toy(), Langevin(), rules, frame_interval=interval)
+
+
+@pytest.fixture
+def found() -> Exploration:
+    return exploration([cluster(6), cluster(6, 1)])
+
+
+@pytest.mark.parametrize("structures", [[cluster(6), cluster(6, 1)], [gas()]])
+@pytest.mark.parametrize("interval", [10, 31])
+def test_reads_what_was_written(tmp_path, structures, interval):
+    whole = exploration(structures, interval)
+    assert (whole.n_frames == 0) == (interval == 31)
+    write_trajectory(tmp_path / "new" / "trajectory.h5", whole)
+    assert_same(read_trajectory(tmp_path / "new" / "trajectory.h5"), whole)
+
+
+def test_layout_is_what_the_documentation_says(tmp_path, found):
+    write_trajectory(tmp_path / "t.h5", found)
+    documented = {}
+    for line in module.__doc__.splitlines():
+        words = line.split()
+        if words and words[0].startswith("/") and len(words) > 1 and words[1].startswith("["):
+            shape, rest = line.split("[", 1)[1].split("]", 1)
+            documented[words[0][1:]] = (shape.split(", "), rest.split())
+    with h5py.File(tmp_path / "t.h5") as file:
+        written = []
+        file.visititems(lambda name, item: written.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert sorted(written) == sorted(documented)
+        sizes = {"f": 6, "n": 6, "w": 2, "3": 3}
+        for name, (shape, (dtype, *rest)) in documented.items():
+            assert file[name].shape == tuple(sizes[s] for s in shape), name
+            assert file[name].dtype == np.dtype(dtype), name
+            unit = file[name].attrs["units"]
+            assert unit == (rest[0] if rest and rest[0] in ("Å", "eV", "eV/atom", "eV/Å", "K") else "1"), name
+        assert file["frames/positions"].compression == "gzip"
+        assert file["walkers/reason"].attrs["value 2"] == StopReason.UNCERTAINTY.description
+        np.testing.assert_array_equal(file["frames/energy"][:], found.energy)
+
+
+def test_frames_as_atoms(found):
+    frames = frames_to_atoms(found)
+    assert [a.info["step"] for a in frames] == [10, 20, 30] * 2
+    assert [a.info["walker"] for a in frames] == [0, 0, 0, 1, 1, 1]
+    for i, atoms in enumerate(frames):
+        np.testing.assert_array_equal(atoms.positions, found.positions[i])
+        assert atoms.get_chemical_symbols() == cluster(6).get_chemical_symbols()
+        assert atoms.info["energy"] == found.energy[i]
+        assert atoms.info["uncertainty"] == found.uncertainty[i]
+        assert atoms.info["max_atomic_uncertainty"] == atoms.arrays["atomic_uncertainty"].max()
+        assert atoms.info["tau"] == 0.25
+        assert atoms.calc is None
+    periodic = frames_to_atoms(exploration([gas()]))[0]
+    assert periodic.pbc.all()
+    np.testing.assert_array_equal(periodic.cell[:], gas().cell[:])
+
+
+def test_a_failed_writing_leaves_the_old_file(tmp_path, found, monkeypatch):
+    file = tmp_path / "t.h5"
+    write_trajectory(file, found)
+    before = file.read_bytes()
+    monkeypatch.setitem(module._LAYOUT, "absent", ("frames/absent", "1"))
+    with pytest.raises(AttributeError, match="absent"):
+        write_trajectory(file, found)
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.h5"]
+
+
+def test_bad_files_are_named(tmp_path, found):
+    file = tmp_path / "t.h5"
+    with pytest.raises(InputError, match=r"t\.h5 does not exist"):
+        read_trajectory(file)
+    file.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match=r"t\.h5 cannot be read"):
+        read_trajectory(file)
+    with h5py.File(file, "w") as other:
+        other["frames"] = 1
+    with pytest.raises(InputError, match="not a ubmd-trajectory"):
+        read_trajectory(file)
+    write_trajectory(file, found)
+    with h5py.File(file, "a") as damaged:
+        del damaged["frames/energy"]
+    with pytest.raises(InputError, match=r"t\.h5 cannot be read.*energy"):
+        read_trajectory(file)
