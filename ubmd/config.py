@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -133,6 +135,27 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
     if lacking and not node.get("_partial_"):
         keys = ", ".join(prefix + name for name in lacking)
         raise InputError(f"{label} needs {keys}: give it as {prefix}{lacking[0]}=VALUE")
+
+
+def build(cfg: DictConfig, key: str) -> Any:
+    """What a part of the configuration describes, e.g. ``build(cfg, "calibration.atomic")``.
+
+    Raises InputError for a part that is absent and for a value that its class refuses; Hydra would wrap it.
+    """
+    node = OmegaConf.select(cfg, key)
+    if node is None:
+        raise InputError(f"{key} is not chosen; leave it at its default or give {key}=OPTION")
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            raise InputError(f"{key} holds a value of the wrong kind ({' '.join(str(cause).split())})") from error
+        raise
 
 
 def base_keys(config_name: str) -> dict[str, Any]:

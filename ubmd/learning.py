@@ -26,7 +26,7 @@ from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
-from ubmd.config import check_device, plain
+from ubmd.config import build, check_device, plain
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.system import System
 from ubmd.dynamics.explore import WalkerExploration
@@ -101,18 +101,18 @@ def learn(cfg: DictConfig) -> float | None:
 
 def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> Run:
     """Builds what outlives a round, cheapest checks first; ``loggers`` is filled in place so that it can be closed."""
-    system: System = instantiate(cfg.system)
-    exploration: WalkerExploration = instantiate(cfg.dynamics)
+    system: System = build(cfg, "system")
+    exploration: WalkerExploration = build(cfg, "dynamics")
     _check_sizes(cfg, system, exploration)
-    instantiate(cfg.bias)(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
-    for part in (cfg.selection, cfg.calibration.atomic, cfg.calibration.total):
-        instantiate(part)
-    model = instantiate(cfg.model)(species=system.symbols)
+    build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
+    for part in ("training", "selection", "calibration.atomic", "calibration.total"):
+        build(cfg, part)
+    model = build(cfg, "model")(species=system.symbols)
     stress = cfg.training.loss.stress > 0
     if stress and not system.periodic:
         raise InputError(f"training.loss.stress={cfg.training.loss.stress} needs a periodic system; set it to 0")
-    reference: Reference = instantiate(cfg.reference)
-    datamodule: GrowingDataModule = instantiate(cfg.data)(
+    reference: Reference = build(cfg, "reference")
+    datamodule: GrowingDataModule = build(cfg, "data")(
         cutoff=model.cutoff,
         species=system.symbols,
         stress=stress,
@@ -230,14 +230,14 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
         uncertainty_config=plain(run.cfg.uncertainty),
     )
-    calibration = {name: instantiate(run.cfg.calibration[name]) for name in ("atomic", "total")}
+    calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
     calibrate = Calibrate(uncertainty, **calibration, done=save)
-    bias = partial(instantiate(run.cfg.bias), uncertainty=uncertainty)
+    bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
     explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress)
     acquire = Acquire(
         explore,
         uncertainty,
-        instantiate(run.cfg.selection),
+        build(run.cfg, "selection"),
         min(run.cfg.learning.batch_size, budget),
         run.reference,
         run.labels,
@@ -288,10 +288,10 @@ def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
     """A fresh model, its training module and its uncertainty."""
     dtype = getattr(torch, run.cfg.dtype)
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
-    model = instantiate(run.cfg.model)(species=run.system.symbols, seed=weights).to(dtype)
-    module = instantiate(run.cfg.training)(model=model)
+    model = build(run.cfg, "model")(species=run.system.symbols, seed=weights).to(dtype)
+    module = build(run.cfg, "training")(model=model)
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
-    uncertainty = instantiate(run.cfg.uncertainty)(model=model, seed=sketch).to(dtype)
+    uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
     return model, module, uncertainty
 
 

@@ -107,7 +107,7 @@ def test_loaders_give_every_structure_once() -> None:
     data.set_round(0, labelled(20))
     train = numbers(data.train_dataloader())
     assert [len(b) for b in train] == [4, 4, 4, 3]
-    assert sorted(sum(train, [])) == data.train_indices
+    assert sorted(n for b in train for n in b) == data.train_indices
     assert numbers(data.val_dataloader()) == [data.valid_indices[i : i + 2] for i in (0, 2, 4)]
     assert numbers(data.predict_dataloader()) == numbers(data.val_dataloader())
     assert numbers(data.test_dataloader()) == [[100, 101], [102, 103], [104]]
@@ -178,7 +178,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
 
 def test_bad_rounds() -> None:
     data = datamodule(species=["H", "C"])
-    with pytest.raises(InputError, match="1 labelled structure.* cannot be split"):
+    with pytest.raises(InputError, match=r"1 labelled structure.* cannot be split"):
         data.set_round(0, labelled(1))
     with pytest.raises(InputError, match="structure 1 of the labelled data set contains O"):
         data.set_round(0, labelled(3))

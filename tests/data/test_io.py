@@ -148,7 +148,7 @@ def test_index_and_no_structures(tmp_path: Path) -> None:
     assert [len(a) for a in read_structures(path, index="0")] == [3]
     write_structures(path, [])
     assert path.read_text() == ""
-    with pytest.raises(InputError, match="data.extxyz"):
+    with pytest.raises(InputError, match=r"data\.extxyz"):
         read_structures(path)
 
 
@@ -169,7 +169,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere.xyz does not exist; give the path") as error:
+    with pytest.raises(InputError, match=r"nowhere\.xyz does not exist; give the path") as error:
         read_structures(tmp_path / "nowhere.xyz")
     one_sentence(error)
 
@@ -249,7 +249,7 @@ def test_the_structure_in_the_file_is_named(tmp_path: Path) -> None:
     broken = water()
     broken.positions[0, 0] = np.nan
     ase.io.write(tmp_path / "data.extxyz", [water(), broken], format="extxyz")
-    with pytest.raises(InputError, match="structure 1 of .*data.extxyz has a position"):
+    with pytest.raises(InputError, match=r"structure 1 of .*data\.extxyz has a position"):
         read_structures(tmp_path / "data.extxyz")
 
 
@@ -274,7 +274,7 @@ def test_unlabelled(tmp_path: Path, lacking: list[str], message: str) -> None:
 
 def test_stress_of_wrong_size(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "a.extxyz", water(REF_stress=np.ones(4)), format="extxyz")
-    with pytest.raises(InputError, match="structure 0 of .* REF_stress of 4 numbers; write 9"):
+    with pytest.raises(InputError, match=r"structure 0 of .* REF_stress of 4 numbers; write 9"):
         read_structures(tmp_path / "a.extxyz")
 
 

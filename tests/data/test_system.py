@@ -87,7 +87,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         {"species": ["Cu", "Cu"]},
         {"species": ["Cu", "Xx"]},
     ],
-    ids=str,
+    ids=["strain of a molecule", "strain", "displacement", "torsion", "species twice", "no species"],
 )
 def test_more_bad_input(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"system.{next(iter(options))}"):

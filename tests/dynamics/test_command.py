@@ -100,7 +100,7 @@ def test_from_structures_to_a_trajectory(here: Path, capsys: pytest.CaptureFixtu
         atomic = potential.get_property("atomic_uncertainty", frame)
         np.testing.assert_allclose(frame.arrays["atomic_uncertainty"], atomic, rtol=1e-3)
         energy = potential.get_property("energy", frame)
-        np.testing.assert_allclose(frame.get_potential_energy(), energy, atol=1e-4)
+        np.testing.assert_allclose(frame.info["model_energy"], energy, atol=1e-4)
     shown = capsys.readouterr().out
     assert shown.count("reached the step limit") == 3
     assert "12 frames in" in shown

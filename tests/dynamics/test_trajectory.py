@@ -63,7 +63,7 @@ def test_frames_as_atoms(found):
     for i, atoms in enumerate(frames):
         np.testing.assert_array_equal(atoms.positions, found.positions[i])
         assert atoms.get_chemical_symbols() == cluster(6).get_chemical_symbols()
-        assert atoms.info["energy"] == found.energy[i]
+        assert atoms.info["model_energy"] == found.energy[i]
         assert atoms.info["uncertainty"] == found.uncertainty[i]
         assert atoms.info["max_atomic_uncertainty"] == atoms.arrays["atomic_uncertainty"].max()
         assert atoms.info["tau"] == 0.25

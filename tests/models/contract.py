@@ -22,7 +22,7 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from ubmd.data.batch import AtomicBatch, collate
+from ubmd.data.batch import collate
 from ubmd.models.potential import Potential, Prediction
 
 SPECIES = ("H", "C", "O")

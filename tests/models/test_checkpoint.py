@@ -252,5 +252,5 @@ def test_parts_that_do_not_fit(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = saved(tmp_path / "model.ckpt")
     content = torch.load(path, weights_only=True) | changes
     torch.save({k: v for k, v in content.items() if v is not None}, path)
-    with pytest.raises(InputError, match="model.ckpt"):
+    with pytest.raises(InputError, match=r"model\.ckpt"):
         load_potential(path)

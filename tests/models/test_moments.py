@@ -8,12 +8,11 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from tests.models.contract import SPECIES, crystal, molecule
 from ubmd.data.batch import collate
 from ubmd.models.gmnn import GMNN
 from ubmd.models.moments import InvariantContractions, gaussian_moments
 from ubmd.models.radial import GaussianBasis, cosine_cutoff
-
-from tests.models.contract import SPECIES, crystal, molecule
 
 N_GAUSS = 9
 

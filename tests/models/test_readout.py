@@ -128,7 +128,7 @@ def test_signal_keeps_its_size() -> None:
 
 def test_species_are_sorted_and_checked() -> None:
     assert species_numbers(["O", "H", "C"]) == [1, 6, 8]
-    with pytest.raises(InputError, match="'Xx'.*not a chemical symbol"):
+    with pytest.raises(InputError, match=r"'Xx'.*not a chemical symbol"):
         species_numbers(["H", "Xx"])
     for wrong in (["H", "H"], []):
         with pytest.raises(InputError, match="each element once"):

@@ -54,11 +54,12 @@ class Explore(Callback):
         self.seconds = time.perf_counter() - started
 
     def _run(self, module: PotentialModule) -> Exploration:
-        max_steps = self.exploration.stopping.max_steps
-        with self.progress.stage(f"round {self.folder.index} walkers", max_steps) as stage:
+        # steps of all walkers together
+        most = self.exploration.n_walkers * self.exploration.stopping.max_steps
+        with self.progress.stage(f"round {self.folder.index} walkers", most) as stage:
 
             def show(steps: int, running: int, highest: float) -> None:
-                stage.update(steps, max_steps, f"{running} running, highest uncertainty {highest:.2f} eV/Å")
+                stage.update(steps, most, f"{running} running, highest uncertainty {highest:.2f} eV/Å")
 
             return self.exploration(
                 self.bias(module.potential).to(module.device),  # pyright: ignore[reportAttributeAccessIssue]

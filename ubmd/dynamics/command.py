@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
 from ubmd.calculator import check_elements, torch_device
-from ubmd.config import plain
+from ubmd.config import build, plain
 from ubmd.data.io import read_structures, write_structures
 from ubmd.data.system import System
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
@@ -50,10 +47,10 @@ def run_md(cfg: DictConfig) -> None:
     """
     _check_plain_settings(cfg)
     device = torch_device(cfg.device)
-    exploration: WalkerExploration = _build(cfg, "dynamics")
+    exploration: WalkerExploration = build(cfg, "dynamics")
     trained = load_potential(str(cfg.potential), device=device)
     parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
-    potential: WalkerPotential = _build(cfg, "bias")(**parts).to(device)
+    potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
     starts = _starts(cfg, trained)
     folder = Path(cfg.paths.run)
     # the walkers' checkpoint cannot tell another potential or bias from its own
@@ -93,26 +90,9 @@ def _check_plain_settings(cfg: DictConfig) -> None:
         raise InputError("logger: `ubmd md` logs to no logger, its results are in trajectory.h5; leave it out")
 
 
-def _build(cfg: DictConfig, group: str) -> Any:
-    """What a group of the configuration describes; a value that its class refuses is bad input."""
-    if cfg.get(group) is None:
-        raise InputError(f"{group} is not chosen; leave it at its default or give {group}=OPTION")
-    try:
-        return instantiate(cfg[group])
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while isinstance(cause, InstantiationException):
-            cause = cause.__cause__
-        if isinstance(cause, InputError):
-            raise cause from None
-        if isinstance(cause, TypeError | ValueError):
-            raise InputError(f"{group} holds a value of the wrong kind ({' '.join(str(cause).split())})") from error
-        raise
-
-
 def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
     """The structures to start from, all of the same atoms in the same order and known to the potential."""
-    system: System = _build(cfg, "system")
+    system: System = build(cfg, "system")
     path = cfg.system.structure
     structures = read_structures(path) if isinstance(path, str) else [system.atoms]
     name = path if isinstance(path, str) else "system.structure"

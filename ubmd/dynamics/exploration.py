@@ -69,7 +69,7 @@ class Exploration:
 def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
     """The frames as ASE structures, in order.
 
-    ``info`` holds walker, step, energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å) and tau;
+    ``info`` holds walker, step, model_energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å) and tau;
     ``arrays`` holds atomic_uncertainty (eV/Å). They are the model's words, not labels, hence not attached as
     a calculator's results.
     """
@@ -84,7 +84,7 @@ def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
         atoms.info.update(
             walker=int(exploration.walker[i]),
             step=int(exploration.step[i]),
-            energy=float(exploration.energy[i]),
+            model_energy=float(exploration.energy[i]),
             uncertainty=float(exploration.uncertainty[i]),
             max_atomic_uncertainty=float(exploration.atomic_uncertainty[i].max(initial=-np.inf)),
             tau=float(exploration.tau[i]),

@@ -49,8 +49,9 @@ class WalkerExploration:
 
     def __post_init__(self) -> None:
         for name in ("n_walkers", "frame_interval", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise InputError(f"dynamics.{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
         if self.skin < 0:
             raise InputError(f"dynamics.skin={self.skin} Å must not be negative")
 

@@ -50,7 +50,10 @@ class Prediction:
 class WalkerPotential(Protocol):
     """What dynamics asks of a potential, biased or not."""
 
-    cutoff: float
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        ...
 
     def __call__(self, batch: AtomicBatch, memory: Memory | None = None, /) -> Prediction: ...
 
