@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
 from ubmd.training.module import PotentialModule
@@ -11,11 +10,12 @@ __all__ = ["FitScaleShift"]
 
 
 class FitScaleShift(Callback):
-    """Initialises shift and c from the training energies (Eq. 10) before the first step."""
+    """Initialises shift and c from the training energies (Eq. 10) before the first step.
+
+    Weights of an earlier fit keep them; only what the energies then lack is added to the shifts.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: PotentialModule) -> None:  # pyright: ignore
         if trainer.ckpt_path is not None:
             return  # a resumed fit has them from its checkpoint
-        batch = trainer.datamodule.split("train", pl_module.device)  # pyright: ignore
-        assert isinstance(batch.energy, torch.Tensor)
-        pl_module.model.fit_scale_shift(batch.energy, pl_module.model.composition(batch))
+        pl_module.initialise(trainer.datamodule.chunks("train", pl_module.device))  # pyright: ignore

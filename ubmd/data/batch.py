@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["AtomicBatch", "collate"]
 
 _PER_ATOM = ("positions", "numbers", "shifts", "mask", "forces")
-_PER_SYSTEM = ("cell", "pbc", "n_atoms", "energy", "stress")
+_PER_SYSTEM = ("cell", "pbc", "n_atoms", "energy", "stress", "member")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class AtomicBatch:
     """[n_atoms, 3] eV/Å, reference."""
     stress: Tensor | None = None
     """[n_systems, 3, 3] eV/Å³, reference; positive under tension."""
+    member: Tensor | None = None
+    """[n_systems] the one member of an ensemble that is to predict a structure, int64; None: all of them."""
 
     @property
     def n_systems(self) -> int:

@@ -28,10 +28,22 @@ def split_indices(n: int, validation_fraction: float, rng: np.random.Generator) 
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffles anew each epoch with a stream of (seed, round, epoch), so that a resumed fit sees the same order."""
+    """Shuffles anew each epoch with a stream of (seed, round, epoch), so that a resumed fit sees the same order.
 
-    def __init__(self, n: int, seed: int, round_index: int):
+    The members of an ensemble have an order each. Their mini-batches follow one another: first every member's
+    first ``batch_size`` structures, member by member, then every member's next ones.
+
+    Args:
+        n: number of structures.
+        seed: root seed of the run.
+        round_index: of the round.
+        members: number of orders.
+        batch_size: structures in a mini-batch of one member; None for all.
+    """
+
+    def __init__(self, n: int, seed: int, round_index: int, *, members: int = 1, batch_size: int | None = None):
         self.n, self.seed, self.round_index = n, seed, round_index
+        self.members, self.batch_size = members, batch_size or n
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,11 +51,13 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return self.members * self.n
 
     def __iter__(self) -> Iterator[int]:
         rng = stage_rng(self.seed, self.round_index, Stage.SHUFFLE, self.epoch)
-        return iter(rng.permutation(self.n).tolist())
+        orders = np.stack([rng.permutation(self.n) for _ in range(self.members)])
+        for start in range(0, self.n, self.batch_size):
+            yield from orders[:, start : start + self.batch_size].ravel().tolist()
 
 
 class GrowingDataModule(LightningDataModule):
@@ -62,6 +76,8 @@ class GrowingDataModule(LightningDataModule):
         stress: require a stress label of every structure.
         dtype: of the tensors.
         seed: root seed of the run.
+        members: number of members of the ensemble that is trained, 1 for a single model. A training batch
+            holds a mini-batch for each of them, in an order of its own (:class:`EpochSampler`).
     """
 
     def __init__(
@@ -75,6 +91,7 @@ class GrowingDataModule(LightningDataModule):
         stress: bool = False,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        members: int = 1,
     ):
         super().__init__()
         if batch_size < 1 or evaluation_batch_size < 1:
@@ -84,7 +101,7 @@ class GrowingDataModule(LightningDataModule):
         self.cutoff, self.species, self.dtype, self.stress = cutoff, list(species), dtype, stress
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.validation_fraction = validation_fraction
-        self.seed = seed
+        self.seed, self.members = seed, members
         self.round_index = 0
         self.structures: list[Atoms] = []
         self.train_indices: list[int] = []
@@ -134,23 +151,31 @@ class GrowingDataModule(LightningDataModule):
         for indices in torch.arange(batch.n_systems, device=device).split(self.evaluation_batch_size):
             yield batch.select(indices)
 
-    def _loader(self, name: str, batch_size: int, sampler: Sampler[int] | None = None) -> DataLoader[Tensor]:
+    def _loader(
+        self, name: str, batch_size: int, sampler: Sampler[int] | None = None, *, members: int = 1
+    ) -> DataLoader[Tensor]:
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         batch = self.split(name, device)
 
         def gather(indices: list[int]) -> AtomicBatch:
-            return batch.select(torch.tensor(indices, device=device))
+            chosen = batch.select(torch.tensor(indices, device=device))
+            if members == 1:
+                return chosen
+            owners = torch.arange(members, device=device)
+            return chosen.replace(member=owners.repeat_interleave(len(indices) // members))
 
         return DataLoader(
             dataset=range(batch.n_systems),  # pyright: ignore[reportArgumentType]
-            batch_size=batch_size,
+            batch_size=members * batch_size,
             sampler=sampler,
             collate_fn=gather,
         )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         n = len(self.train_indices)
-        return self._loader("train", min(self.batch_size, n), EpochSampler(n, self.seed, self.round_index))
+        size, members = min(self.batch_size, n), self.members
+        sampler = EpochSampler(n, self.seed, self.round_index, members=members, batch_size=size)
+        return self._loader("train", size, sampler, members=members)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         return self._loader("valid", self.evaluation_batch_size)

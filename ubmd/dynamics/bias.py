@@ -12,6 +12,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
+from ubmd.dynamics.quantity import BiasQuantity, TotalUncertainty
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, differentiate
 from ubmd.uncertainty.base import Uncertainty
@@ -42,12 +43,13 @@ class BiasedPotential(nn.Module):
         potential: the unbiased potential.
         uncertainty: a fitted uncertainty of its model.
         tau: biasing strength tau_0 of the forces, without unit; 0 for none. Without ``rescale`` it
-            is a plain factor, in atoms.
+            is a plain factor, in atoms (or Å, if ``quantity`` is in eV/Å).
         tau_stress: same for the stress.
         window: N of Eq. 8, in evaluations.
         species_weights: factors of the bias force on atoms of a chemical symbol, 1 where not given. They
             do not enter the window, the energy or the stress.
         rescale: apply Eq. 8; False uses ``tau`` and ``tau_stress`` as they are from the first step.
+        quantity: u, the uncertainty that is followed; by default that of the energy per atom.
 
     Raises:
         InputError: for a negative strength or weight, a window below 1, or an unknown chemical symbol.
@@ -64,6 +66,7 @@ class BiasedPotential(nn.Module):
         window: int = 100,
         species_weights: Mapping[str, float] | None = None,
         rescale: bool = True,
+        quantity: BiasQuantity | None = None,
     ):
         super().__init__()
         if not isinstance(window, int) or window < 1:
@@ -74,6 +77,7 @@ class BiasedPotential(nn.Module):
         self.tau_stress = _strength("tau_stress", tau_stress)
         self.window = window
         self.rescale = rescale
+        self.quantity: BiasQuantity = quantity or TotalUncertainty()
         self.register_buffer("weights", _weights(species_weights or {}), persistent=False)
 
     @property
@@ -98,7 +102,8 @@ class BiasedPotential(nn.Module):
             output, vectors = self.potential.atoms(batch)
             with torch.set_grad_enabled(biased):
                 uncertainty, atomic = self.uncertainty(self.potential.model, output, vectors, batch)
-            slope = differentiate(uncertainty, vectors, batch, retain_graph=True) if biased else None
+                followed = self.quantity(uncertainty, atomic, batch)
+            slope = differentiate(followed, vectors, batch, retain_graph=True) if biased else None
             energy = batch.sum_atoms(output.energies.double())
             gradient, strain = differentiate(energy, vectors, batch)
         volume = batch.volume[:, None, None]
@@ -114,33 +119,41 @@ class BiasedPotential(nn.Module):
         )
         if slope is None:
             return plain
-        return self._add_bias(plain, strain.detach(), slope[0].detach(), slope[1].detach(), batch)
+        followed, slope, strain_slope = followed.detach().double(), slope[0].detach(), slope[1].detach()
+        return self._add_bias(plain, followed, strain.detach(), slope, strain_slope, batch)
 
     def _add_bias(
-        self, plain: Prediction, strain: Tensor, slope: Tensor, strain_slope: Tensor, batch: AtomicBatch
+        self,
+        plain: Prediction,
+        followed: Tensor,
+        strain: Tensor,
+        slope: Tensor,
+        strain_slope: Tensor,
+        batch: AtomicBatch,
     ) -> Prediction:
         """Applies Eqs. 5-8 to an unbiased prediction.
 
         Args:
             plain: the unbiased prediction, with the walkers' memory so far.
+            followed: [n_systems] float64, u.
             strain: [n_systems, 3, 3] eV, dE/deps.
             slope: [n_atoms, 3] du/dr.
             strain_slope: [n_systems, 3, 3] du/deps.
             batch: the walkers.
         """
-        assert plain.uncertainty is not None
         memory = self._memory(plain.memory, batch)
         forces, stress, bias_energy = plain.forces, plain.stress, plain.bias_energy
-        tau = torch.zeros_like(plain.uncertainty)
+        tau = plain.tau
         if self.tau > 0:
             squares = batch.sum_atoms(torch.stack([_square(forces), _square(slope)], dim=1))
             tau, memory = self._rescaled(self.tau, FORCE_WINDOW, squares, memory)
-            strength = tau[batch.system_idx] * self.weights[batch.numbers]
+            weights, memory = self._atom_weights(forces, slope, memory, batch)
+            strength = tau[batch.system_idx] * weights
             # zero means unbiased, whatever the gradient is (0 * inf is not zero)
             force = torch.where(strength[:, None] == 0, 0.0, strength[:, None] * slope)
             forces = forces + force.to(forces)
-            bias_energy = -tau * plain.uncertainty.double()
-            tau = tau.to(plain.uncertainty)
+            bias_energy = -tau * followed
+            tau = tau.to(slope)
         if self.tau_stress > 0:
             # in terms of dE/deps and du/deps: the volume cancels in the ratio
             squares = torch.stack([_square(strain), _square(strain_slope)], dim=1)
@@ -158,18 +171,25 @@ class BiasedPotential(nn.Module):
             memory=memory,
         )
 
+    def _atom_weights(
+        self, forces: Tensor, slope: Tensor, memory: Memory | None, batch: AtomicBatch
+    ) -> tuple[Tensor, Memory | None]:
+        """Factors of tau_t for each atom [n_atoms] float64, and the memory; here those of the species alone."""
+        return self.weights[batch.numbers], memory
+
     def _memory(self, memory: Memory | None, batch: AtomicBatch) -> Memory | None:
-        """The memory with this step counted; new windows if there is none. None if nothing needs one."""
+        """The memory with this step counted; new windows if it has none. None if nothing needs one."""
         if not self.rescale:
             return memory
         walkers = batch.n_systems
         windows = [FORCE_WINDOW] * (self.tau > 0) + [STRESS_WINDOW] * (self.tau_stress > 0)
         device = batch.positions.device
-        if not memory:
+        memory = memory or {}
+        if STEPS not in memory:
             # float64: squares of tiny gradients must not underflow, nor their sum depend on its order much
             empty = torch.zeros(walkers, 2, self.window, dtype=torch.float64, device=device)
             steps = torch.zeros(walkers, dtype=torch.int64, device=device)
-            memory = {STEPS: steps} | dict.fromkeys(windows, empty)
+            memory = memory | {STEPS: steps} | dict.fromkeys(windows, empty)
         expected = {STEPS: (walkers,)} | dict.fromkeys(windows, (walkers, 2, self.window))
         found = {name: tuple(memory[name].shape) if name in memory else None for name in expected}
         if found != expected:

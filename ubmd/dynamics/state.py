@@ -56,6 +56,8 @@ class WalkerState:
     """[n_atoms] eV/Å."""
     tau: Tensor | None = None
     """[n_walkers] biasing strength."""
+    bias_energy: Tensor | None = None
+    """[n_walkers] eV, float64; what the bias adds to ``energy``."""
 
     @property
     def n_walkers(self) -> int:
@@ -85,6 +87,7 @@ class WalkerState:
             uncertainty=prediction.uncertainty,
             atomic_uncertainty=prediction.atomic_uncertainty,
             tau=prediction.tau,
+            bias_energy=bias,
             memory=prediction.memory or {},
             **changes,
         )
@@ -130,7 +133,7 @@ class WalkerState:
 
 
 _PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "atomic_uncertainty")
-_PER_WALKER = ("temperature", "seed", "step", "walker", "energy", "uncertainty", "tau")
+_PER_WALKER = ("temperature", "seed", "step", "walker", "energy", "uncertainty", "tau", "bias_energy")
 
 
 def _plain(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

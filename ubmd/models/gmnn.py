@@ -15,7 +15,7 @@ from ubmd.models.moments import InvariantContractions, gaussian_moments
 from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 
-__all__ = ["GMNN", "AtomicOutput", "species_numbers"]
+__all__ = ["GMNN", "AtomicOutput", "invariants", "regress_atomic_energies", "species_numbers"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,47 @@ def species_numbers(species: Sequence[str]) -> list[int]:
     return sorted(atomic_numbers[s] for s in species)
 
 
+def invariants(
+    vectors: Tensor, others: Tensor, beta: Tensor, gaussians: GaussianBasis, contractions: InvariantContractions
+) -> Tensor:
+    """Invariant features G [n_atoms, n_features] (Eqs. 11-13).
+
+    Args:
+        vectors: [n_atoms, k, 3] Å, pair vectors.
+        others: [n_atoms, k] species index of the neighbours.
+        beta: [n_atoms, n_species * n_gauss, n_basis] coefficients of each atom's radial functions.
+        gaussians: that the radial functions are made of.
+        contractions: of the moments.
+    """
+    distance = torch.linalg.vector_norm(vectors, dim=-1)
+    n_gauss = len(gaussians.centres)
+    # a neighbour's Gaussians go to the slots of its species, so that beta_{Zi,Zj} is one matrix an atom
+    slots = nn.functional.one_hot(others, beta.shape[1] // n_gauss).to(vectors.dtype)
+    basis = (slots[..., :, None] * gaussians(distance)[..., None, :]).flatten(-2)
+    radial = basis @ (beta * n_gauss**-0.5)
+    return contractions(gaussian_moments(radial, vectors / distance[..., None], contractions.l_max))
+
+
+def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:
+    """Energies of the species by least squares, and what is left (Eq. 10).
+
+    Args:
+        energy: [m] eV.
+        composition: [m, n_species] number of atoms of each species.
+
+    Returns:
+        atomic energies [n_species] eV, float64 on the CPU, and the RMSE per atom, eV/atom, at least 1 meV.
+    """
+    energy, composition = energy.double().cpu(), composition.double().cpu()
+    n_atoms = composition.sum(1)
+    # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
+    solution = torch.linalg.lstsq(
+        composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
+    ).solution.squeeze(1)
+    residual = (energy - composition @ solution) / n_atoms
+    return solution, residual.square().mean().sqrt().clamp(min=1e-3).item()
+
+
 class GMNN(nn.Module):
     """Atomic energies from Gaussian moments and a neural network.
 
@@ -59,6 +100,7 @@ class GMNN(nn.Module):
     species: Tensor
     index: Tensor
     energy_unit: Tensor
+    n_members = 1
 
     def __init__(
         self,
@@ -78,8 +120,6 @@ class GMNN(nn.Module):
         n_species = len(numbers)
         generator = torch.Generator().manual_seed(seed)
         self.cutoff = float(cutoff)
-        self.n_gauss = n_gauss
-        self.l_max = l_max
         self.register_buffer("species", torch.tensor(numbers))
         index = torch.full((120,), -1)
         index[torch.tensor(numbers)] = torch.arange(n_species)
@@ -95,13 +135,9 @@ class GMNN(nn.Module):
 
     def representation(self, vectors: Tensor, batch: AtomicBatch) -> Tensor:
         """Invariant features G [n_atoms, n_features] from pair vectors [n_atoms, k, 3] Å."""
-        distance = torch.linalg.vector_norm(vectors, dim=-1)
         species = self.index[batch.numbers]
-        # a neighbour's Gaussians go to the slots of its species, so that beta_{Zi,Zj} is one matrix an atom
-        slots = nn.functional.one_hot(species[batch.neighbours], len(self.species)).to(vectors.dtype)
-        gaussians = (slots[..., :, None] * self.gaussians(distance)[..., None, :]).flatten(-2)
-        radial = gaussians @ (self.beta[species] * self.n_gauss**-0.5)
-        return self.contractions(gaussian_moments(radial, vectors / distance[..., None], self.l_max))
+        others = species[batch.neighbours]
+        return invariants(vectors, others, self.beta[species], self.gaussians, self.contractions)
 
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         """Atomic energies E_i = c (rho y + mu) (Eq. 10) from pair vectors [n_atoms, k, 3] Å."""
@@ -130,15 +166,8 @@ class GMNN(nn.Module):
             energy: [m] eV.
             composition: [m, n_species] number of atoms of each species, in the model's order.
         """
-        energy, composition = energy.double().cpu(), composition.double().cpu()
-        n_atoms = composition.sum(1)
-        # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
-        solution = torch.linalg.lstsq(
-            composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
-        ).solution.squeeze(1)
-        residual = (energy - composition @ solution) / n_atoms
-        unit = residual.square().mean().sqrt().clamp(min=1e-3)
-        self.energy_unit.fill_(unit.item())
+        solution, unit = regress_atomic_energies(energy, composition)
+        self.energy_unit.fill_(unit)
         self.shift.copy_(solution / unit)
         self.scale.fill_(1.0)
 

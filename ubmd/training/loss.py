@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,20 @@ from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
 
-__all__ = ["SquaredLoss", "virial_triangle"]
+__all__ = ["HuberLoss", "Loss", "SquaredLoss", "virial_triangle"]
+
+
+class Loss(Protocol):
+    """What training asks of a loss."""
+
+    @property
+    def stress(self) -> float:
+        """Weight of the stress; without any, stress is neither predicted nor asked for."""
+        ...
+
+    def __call__(self, prediction: Prediction, batch: AtomicBatch) -> Tensor:
+        """Loss of a labelled batch, a scalar: a sum over its structures."""
+        ...
 
 
 def virial_triangle(stress: Tensor, volume: Tensor) -> Tensor:
@@ -35,9 +49,7 @@ class SquaredLoss:
     stress: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("energy", "forces", "stress"):
-            if getattr(self, name) < 0:
-                raise InputError(f"training.loss.{name}={getattr(self, name)} must not be negative")
+        _check_weights(self.energy, self.forces, self.stress)
 
     def __call__(self, prediction: Prediction, batch: AtomicBatch) -> Tensor:
         """Loss of a labelled batch, a scalar."""
@@ -51,3 +63,67 @@ class SquaredLoss:
             error = virial_triangle(prediction.stress - batch.stress, batch.volume)
             loss = loss + self.stress * error.square().sum()
         return loss
+
+
+@dataclass(frozen=True)
+class HuberLoss:
+    """:class:`SquaredLoss` that grows linearly where an error exceeds a limit (Huber 1964).
+
+    The square of an error e becomes d (2 |e| - d) beyond the limit d, with continuous value and slope. Few
+    structures with large forces or bad labels then weigh less; with infinite limits it is
+    :class:`SquaredLoss`. As a configuration, ``training=huber``::
+
+        training:
+          loss: {_target_: ubmd.training.loss.HuberLoss, energy_delta: 0.01, forces_delta: 0.1, stress_delta: 0.001}
+
+    Args:
+        energy: C_e, dimensionless.
+        forces: C_f, Å².
+        stress: C_s, dimensionless; 0 leaves stress out.
+        energy_delta: limit of the error of the energy per atom, eV/atom.
+        forces_delta: limit of the error of a force component, eV/Å.
+        stress_delta: limit of the error of a stress component, eV/Å³.
+
+    Raises:
+        InputError: for a negative weight, or a limit that is not positive.
+    """
+
+    energy: float = 1.0
+    forces: float = 4.0
+    stress: float = 0.0
+    energy_delta: float = 0.01
+    forces_delta: float = 0.1
+    stress_delta: float = 0.001
+
+    def __post_init__(self) -> None:
+        _check_weights(self.energy, self.forces, self.stress)
+        for name in ("energy_delta", "forces_delta", "stress_delta"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"training.loss.{name}={getattr(self, name)} must be positive")
+
+    def __call__(self, prediction: Prediction, batch: AtomicBatch) -> Tensor:
+        """Loss of a labelled batch, a scalar."""
+        assert batch.energy is not None
+        assert batch.forces is not None
+        # limits are per atom and per component; a structure's energy and virial have limits of their own
+        loss = self.energy * _huber(prediction.energy - batch.energy, self.energy_delta * batch.n_atoms)
+        loss = loss + self.forces * _huber(prediction.forces - batch.forces, self.forces_delta)
+        if self.stress:
+            assert batch.stress is not None
+            assert prediction.stress is not None
+            error = virial_triangle(prediction.stress - batch.stress, batch.volume)
+            loss = loss + self.stress * _huber(error, self.stress_delta * batch.volume[:, None])
+        return loss
+
+
+def _huber(error: Tensor, delta: Tensor | float) -> Tensor:
+    """Sum of e² where |e| <= delta and of delta (2 |e| - delta) beyond."""
+    size = error.abs()
+    inner = size.clamp(max=delta) if isinstance(delta, float) else torch.minimum(size, delta.to(size))
+    return (inner * (2 * size - inner)).sum()
+
+
+def _check_weights(energy: float, forces: float, stress: float) -> None:
+    for name, weight in (("energy", energy), ("forces", forces), ("stress", stress)):
+        if weight < 0:
+            raise InputError(f"training.loss.{name}={weight} must not be negative")

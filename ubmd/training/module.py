@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
@@ -14,7 +17,9 @@ from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, Prediction
-from ubmd.training.loss import SquaredLoss, virial_triangle
+from ubmd.training.loss import Loss, SquaredLoss, virial_triangle
+from ubmd.training.sam import at_worst_neighbour
+from ubmd.training.start import correct_shift, load_weights
 from ubmd.units import MPA
 
 __all__ = ["LearningRates", "PotentialModule"]
@@ -56,22 +61,37 @@ class PotentialModule(LightningModule):
         learning_rates: of the groups of parameters.
         betas: of Adam.
         eps: of Adam.
+        sam_radius: rho of sharpness-aware minimisation, the distance in the space of all parameters at which
+            each step's gradient is taken (:mod:`ubmd.training.sam`); a step then costs two. 0: off.
+        start: a potential (``model.ckpt``) whose weights to start from; None starts afresh.
+
+    Raises:
+        InputError: for a negative ``sam_radius``, or a ``start`` that does not fit the model.
     """
 
     def __init__(
         self,
         model: GMNN,
-        loss: SquaredLoss | None = None,
+        loss: Loss | None = None,
         learning_rates: LearningRates | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-7,
+        sam_radius: float = 0.0,
+        start: str | None = None,
     ):
         super().__init__()
+        if not sam_radius >= 0:
+            raise InputError(f"training.sam_radius={sam_radius} must not be negative; 0 is off")
         self.potential = Potential(model)
-        self.loss = loss or SquaredLoss()
+        self.loss: Loss = loss or SquaredLoss()
         self.learning_rates = learning_rates or LearningRates()
         self.betas, self.eps = (float(betas[0]), float(betas[1])), eps
         self.stress = self.loss.stress > 0
+        self.sam_radius = sam_radius
+        self.started = False
+        self._silent = False
+        if start is not None:
+            self.start_from(start)
         self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics() for stage in ("valid", "test")})
 
     def _metrics(self) -> nn.ModuleDict:
@@ -90,6 +110,30 @@ class PotentialModule(LightningModule):
         """The model of atomic energies."""
         return self.potential.model  # pyright: ignore[reportReturnType]
 
+    def start_from(self, path: str | Path, name: str = "training.start") -> None:
+        """Takes the weights of a potential that ubmd wrote; ``name`` is what a message calls it.
+
+        Raises:
+            InputError: if it does not fit the model.
+        """
+        load_weights(self.model, path, name)
+        self.started = True
+
+    def initialise(self, batches: Iterable[AtomicBatch]) -> None:
+        """Sets atomic energies by regression on the training structures (Eq. 10).
+
+        With weights of an earlier fit, whose shifts are only corrected by what is missing.
+        """
+        if self.started:
+            correct_shift(self.potential, batches)
+            return
+        energies, compositions = [], []
+        for batch in batches:
+            assert batch.energy is not None
+            energies.append(batch.energy)
+            compositions.append(self.model.composition(batch))
+        self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions))
+
     def forward(self, batch: AtomicBatch) -> Prediction:
         """Energies, forces and, if it is trained on, stress of a batch."""
         return self.potential(batch, stress=self.stress)
@@ -98,8 +142,31 @@ class PotentialModule(LightningModule):
         prediction = self.potential(batch, stress=self.stress, training=True)
         loss = self.loss(prediction, batch)
         n = batch.n_systems
-        self.log("train/loss", loss.detach() / n, on_epoch=True, on_step=False, batch_size=n)
+        if not self._silent:
+            self.log("train/loss", loss.detach() / n, on_epoch=True, on_step=False, batch_size=n)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiates by the parameters alone: the pair vectors are leaves too and would cost a quarter more."""
+        loss.backward(*args, inputs=[p for p in self.parameters() if p.requires_grad], **kwargs)
+
+    def optimizer_step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, epoch: int, batch_idx: int, optimizer: LightningOptimizer, optimizer_closure: Callable[[], Any]
+    ) -> None:
+        """A step by the gradient here or, with ``sam_radius``, at the worst point around.
+
+        Clipping and all that hooks do to gradients comes after the closure, hence once and to the second one.
+        """
+
+        def sharpness_aware() -> Any:
+            loss = optimizer_closure()
+            with at_worst_neighbour(self.model.parameters(), self.sam_radius):
+                self._silent = True
+                optimizer_closure()
+                self._silent = False
+            return loss
+
+        optimizer.step(closure=sharpness_aware if self.sam_radius else optimizer_closure)
 
     def validation_step(self, batch: AtomicBatch) -> None:
         self._evaluate("valid", batch)
@@ -149,6 +216,10 @@ class PotentialModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam with one learning rate a group of parameters and linear decay over the whole fit."""
+        if self.sam_radius and self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                f"training.sam_radius={self.sam_radius} needs trainer.accumulate_grad_batches=1; use larger batches"
+            )
         rates = asdict(self.learning_rates)
         groups = [{"params": p, "lr": rates[name]} for name, p in self.model.parameter_groups().items()]
         optimizer = torch.optim.Adam(groups, betas=self.betas, eps=self.eps)

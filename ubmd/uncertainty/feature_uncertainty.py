@@ -1,8 +1,9 @@
-"""Calibrated uncertainty of structures and atoms from gradient features."""
+"""Calibrated uncertainty of structures and atoms from the features of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,56 +12,64 @@ from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.gmnn import AtomicOutput
 from ubmd.models.readout import Readout, ReadoutTrace
-from ubmd.uncertainty.base import FeaturesFactory
-from ubmd.uncertainty.posterior import Posterior, gram_matrix
+from ubmd.uncertainty.base import FeaturesFactory, Scales
+from ubmd.uncertainty.distance import Distance
+from ubmd.uncertainty.posterior import Posterior
 
-__all__ = ["FeatureUncertainty"]
+__all__ = ["DistanceUncertainty", "Estimator", "FeatureUncertainty", "FromFeatures"]
 
 
-class FeatureUncertainty(nn.Module):
-    """Posterior uncertainties of the energy per atom and of the atomic forces (Eqs. 4, 20, 21, 28).
+class Estimator(Protocol):
+    """How far features are from those of the training structures."""
+
+    def fit_chunks(self, chunks: Iterable[Tensor]) -> None:
+        """Conditions on training features, given in parts [n, n_features]; forgets the earlier ones."""
+        ...
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Uncertainties [n] of features [n, n_features]."""
+        ...
+
+
+class FromFeatures(Scales):
+    """What uncertainties from the features of a network have in common.
 
     One pass computes the atoms' features; a structure's features are their mean, so structures of
-    different sizes compare. Holds no reference to the model.
+    different sizes compare (Eq. 21). Holds no reference to the model. A subclass sets ``atomic`` and
+    ``total``, the :class:`Estimator` of atoms and of structures.
 
     Args:
         features: makes the features of a network, e.g.
             :class:`~ubmd.uncertainty.features.SketchedGradients` or a partial of it.
-        model: the model whose uncertainty it will be; gives layer sizes, dtype and device.
-        regularisation: lambda of both posteriors.
+        model: the model whose uncertainty it will be; gives the layer sizes.
         seed: of the features.
+
+    Raises:
+        InputError: for a model without a readout.
     """
 
-    atomic_scale: Tensor
-    total_scale: Tensor
+    atomic: Estimator
+    total: Estimator
 
-    def __init__(self, features: FeaturesFactory, model: nn.Module, *, regularisation: float = 0.01, seed: int = 0):
+    def __init__(self, features: FeaturesFactory, model: nn.Module, seed: int):
         super().__init__()
         self.features = features(layer_sizes=_readout(model).layer_sizes, seed=seed)
         self.n_features = int(self.features.n_features)  # pyright: ignore[reportArgumentType]
-        self.atomic = Posterior(self.n_features, regularisation)
-        self.total = Posterior(self.n_features, regularisation)
-        self.register_buffer("atomic_scale", torch.ones(()))
-        self.register_buffer("total_scale", torch.ones(()))
-        self.to(_readout(model).weights[0])
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[AtomicBatch]) -> None:
-        """Conditions both posteriors on the training structures and sets the conformal factors to 1."""
-        size, device = self.n_features, self.atomic_scale.device
-        atomic = torch.zeros(size, size, dtype=torch.float64, device=device)
-        total = torch.zeros_like(atomic)
-        n_atoms = n_systems = 0
-        for batch in batches:
-            features = self.atomic_features(model, self._trace(model, batch))
-            atomic += gram_matrix(features)
-            total += gram_matrix(_mean_atoms(features, batch))
-            n_atoms += len(features)
-            n_systems += batch.n_systems
-        self.atomic.fit_gram(atomic, n_atoms)
-        self.total.fit_gram(total, n_systems)
-        self.atomic_scale.fill_(1.0)
-        self.total_scale.fill_(1.0)
+        """Conditions on the atoms and structures of the training set and sets the conformal factors to 1."""
+        means: list[Tensor] = []
+
+        def atoms() -> Iterator[Tensor]:
+            for batch in batches:
+                features = self.atomic_features(model, self._trace(model, batch))
+                means.append(_mean_atoms(features, batch))
+                yield features
+
+        self.atomic.fit_chunks(atoms())
+        self.total.fit_chunks(means)
+        self.reset_scales()
 
     def forward(
         self, model: nn.Module, output: AtomicOutput, vectors: Tensor, batch: AtomicBatch
@@ -74,8 +83,7 @@ class FeatureUncertainty(nn.Module):
             RuntimeError: before :meth:`fit`.
         """
         features = self.atomic_features(model, output.trace)
-        total = self.total_scale * self.total(_mean_atoms(features, batch))
-        return total, self.atomic_scale * self.atomic(features)
+        return self.calibrated(self.total(_mean_atoms(features, batch)), self.atomic(features), batch)
 
     def atomic_features(self, model: nn.Module, trace: ReadoutTrace) -> Tensor:
         """phi_i [n_atoms, n_features] from a pass of the model's readout (Eq. 20)."""
@@ -92,10 +100,53 @@ class FeatureUncertainty(nn.Module):
         return output.trace
 
 
+class FeatureUncertainty(FromFeatures):
+    """Posterior uncertainties of the energy per atom and of the atomic forces (Eqs. 4, 20, 21, 28).
+
+    Args:
+        features: makes the features of a network, e.g.
+            :class:`~ubmd.uncertainty.features.SketchedGradients` or a partial of it.
+        model: the model whose uncertainty it will be; gives layer sizes, dtype and device.
+        regularisation: lambda of both posteriors.
+        seed: of the features.
+    """
+
+    def __init__(self, features: FeaturesFactory, model: nn.Module, *, regularisation: float = 0.01, seed: int = 0):
+        super().__init__(features, model, seed)
+        self.atomic = Posterior(self.n_features, regularisation)
+        self.total = Posterior(self.n_features, regularisation)
+        self.to(_readout(model).weights[0])
+
+
+class DistanceUncertainty(FromFeatures):
+    """Uncertainties from the distance to the nearest training features (Eqs. 3, 20, 21, 28).
+
+    Structures are compared with all training structures, atoms with a representative subset of the
+    training atoms.
+
+    Args:
+        features: makes the features of a network, e.g.
+            :class:`~ubmd.uncertainty.features.SketchedGradients` or a partial of it.
+        model: the model whose uncertainty it will be; gives layer sizes, dtype and device.
+        max_points: largest number of training atoms kept, see :class:`~ubmd.uncertainty.distance.Distance`;
+            None keeps all.
+        seed: of the features.
+    """
+
+    def __init__(self, features: FeaturesFactory, model: nn.Module, *, max_points: int | None = 1000, seed: int = 0):
+        super().__init__(features, model, seed)
+        self.atomic = Distance(self.n_features, max_points)
+        self.total = Distance(self.n_features)
+        self.to(_readout(model).weights[0])
+
+
 def _readout(model: nn.Module) -> Readout:
     readout = getattr(model, "readout", None)
     if not isinstance(readout, Readout):
-        raise InputError(f"gradient features need a model with a readout; {type(model).__name__} has none")
+        raise InputError(
+            f"gradient features need a model with one readout; {type(model).__name__} has none "
+            "(for an ensemble use uncertainty=ensemble)"
+        )
     return readout
 
 

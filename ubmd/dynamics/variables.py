@@ -1,0 +1,141 @@
+"""Collective variables: a few numbers that say where a structure is, differentiable by positions and cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.errors import InputError
+
+__all__ = ["CellLengths", "CollectiveVariables", "Torsions", "Volume", "variable_derivatives"]
+
+
+class CollectiveVariables(Protocol):
+    """Some collective variables of the same kind."""
+
+    widths: tuple[float, ...]
+    """[d] standard deviations of a hill, in the variables' units."""
+    periods: tuple[float, ...]
+    """[d]; infinite for a variable that is not periodic."""
+
+    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+        """[n_systems, d], differentiable by the positions and the cell of ``batch``."""
+        ...
+
+    def check(self, batch: AtomicBatch, /) -> None:
+        """Raises InputError if the structures have no such variables."""
+        ...
+
+
+class Torsions:
+    """Torsion angles, rad in (-π, π], 0 for cis (IUPAC). Positions are used as they are: molecules must be whole.
+
+    Args:
+        atoms: for each torsion, by name, its four atoms, counted from 0 within a structure.
+        width: of a hill, rad.
+
+    Raises:
+        InputError: without torsions, for one that is not four different atoms, or for a width not above 0.
+    """
+
+    def __init__(self, atoms: Mapping[str, Sequence[int]], width: float = 0.35):
+        if not atoms:
+            raise InputError("metadynamics on torsions needs some: name four atoms each in system.torsions")
+        for name, four in atoms.items():
+            if len(four) != 4 or len(set(four)) != 4 or min(four) < 0:
+                raise InputError(f"torsion {name}={list(four)} must be four different atoms, counted from 0")
+        self.atoms = torch.tensor([list(four) for four in atoms.values()])
+        self.widths = (_positive("width", width),) * len(atoms)
+        self.periods = (2 * math.pi,) * len(atoms)
+
+    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+        starts = batch.n_atoms.cumsum(0) - batch.n_atoms
+        rows = starts[:, None, None] + self.atoms.to(starts.device)
+        p0, p1, p2, p3 = batch.positions[rows].unbind(2)
+        axis = p2 - p1
+        normal_first = torch.linalg.cross(p1 - p0, axis)
+        normal_last = torch.linalg.cross(axis, p3 - p2)
+        sine = axis.norm(dim=-1) * ((p1 - p0) * normal_last).sum(-1)
+        return torch.atan2(sine, (normal_first * normal_last).sum(-1))
+
+    def check(self, batch: AtomicBatch, /) -> None:
+        last, smallest = int(self.atoms.max()), int(batch.n_atoms.min())
+        if last >= smallest:
+            raise InputError(f"a torsion names atom {last}, but the atoms are 0 to {smallest - 1}; count from 0")
+
+
+class Volume:
+    """The cell's volume, Å³.
+
+    Args:
+        width: of a hill, Å³.
+    """
+
+    def __init__(self, width: float = 20.0):
+        self.widths = (_positive("width", width),)
+        self.periods = (math.inf,)
+
+    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+        return torch.linalg.det(batch.cell).abs()[:, None]
+
+    def check(self, batch: AtomicBatch, /) -> None:
+        _check_cell(batch)
+
+
+class CellLengths:
+    """Lengths of lattice vectors, Å.
+
+    Args:
+        axes: which of the three, counted from 0.
+        width: of a hill, Å.
+    """
+
+    def __init__(self, axes: Sequence[int] = (0, 1, 2), width: float = 0.2):
+        if not axes or len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
+            raise InputError(f"axes={list(axes)} must be some of 0, 1 and 2")
+        self.axes = list(axes)
+        self.widths = (_positive("width", width),) * len(self.axes)
+        self.periods = (math.inf,) * len(self.axes)
+
+    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+        return batch.cell.norm(dim=2)[:, self.axes]
+
+    def check(self, batch: AtomicBatch, /) -> None:
+        _check_cell(batch)
+
+
+def variable_derivatives(
+    batch: AtomicBatch, variables: Sequence[CollectiveVariables]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Values of all variables together, with the leaves to differentiate by.
+
+    Returns:
+        values [n_systems, d] float64, and the leaves: positions [n_atoms, 3] and the strain eps
+        [n_systems, 3, 3] of r -> (1 + eps) r, zero; make its derivative symmetric, as
+        :func:`~ubmd.models.potential.differentiate` does.
+    """
+    positions = batch.positions.detach().double().requires_grad_()
+    cell = batch.cell.detach().double()
+    strain = torch.zeros_like(cell).requires_grad_()
+    strained = batch.replace(
+        # row vectors: (1 + eps) r is r + r eps^T
+        positions=positions + torch.einsum("nb,nab->na", positions, strain[batch.system_idx]),
+        cell=cell + torch.einsum("skb,sab->ska", cell, strain),
+    )
+    return torch.cat([variable(strained) for variable in variables], dim=1), (positions, strain)
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise InputError(f"{name} must be positive, got {value}")
+    return float(value)
+
+
+def _check_cell(batch: AtomicBatch) -> None:
+    if not bool(batch.pbc.all()):
+        raise InputError("a bias on the cell needs structures that are periodic in three directions")
