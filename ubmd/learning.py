@@ -39,6 +39,7 @@ from ubmd.reference.store import LabelStore
 from ubmd.rounds import INITIAL, RoundFolder, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.training.module import PotentialModule
+from ubmd.uncertainty.base import POOLED
 
 __all__ = ["learn"]
 
@@ -80,7 +81,7 @@ def learn(cfg: DictConfig) -> float | None:
     Raises:
         InputError: for anything wrong in the configuration, before any expensive work.
     """
-    _quiet_lightning()
+    quiet_lightning()
     check_device(cfg.trainer)
     loggers: list[Logger] = []
     with run_progress() as progress:
@@ -95,7 +96,7 @@ def learn(cfg: DictConfig) -> float | None:
             records = run.store.records()
             report_run(run.store, run.torsions, progress.console)
         finally:
-            _close(loggers)
+            close_loggers(loggers)
     return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
 
 
@@ -121,7 +122,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     )
     store = RoundStore(cfg.paths.run)
     store.open(plain(cfg), ignore=MAY_DIFFER)
-    loggers.extend(_loggers(cfg, store))
+    loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
     return Run(cfg, store, system, reference, labels, datamodule, exploration, loggers, progress)
 
@@ -143,35 +144,10 @@ def _check_sizes(cfg: DictConfig, system: System, exploration: WalkerExploration
         raise InputError(
             f"learning.max_structures={learning.max_structures} is below system.n_initial={system.n_initial}; raise it"
         )
+    if learning.warm_start is not None and not 0 < learning.warm_start <= 1:
+        raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
     if cfg.dtype not in ("float32", "float64"):
         raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
-
-
-def _loggers(cfg: DictConfig, store: RoundStore) -> list[Logger]:
-    """The configured loggers; wandb continues the run whose id is in the run folder."""
-    out: list[Logger] = []
-    for config in (cfg.logger or {}).values():
-        if config._target_.endswith("WandbLogger"):
-            file = store.path / "wandb_id.txt"
-            if not file.exists():
-                file.write_text(secrets.token_hex(4))
-            logger = instantiate(config, id=file.read_text().strip(), resume="allow")
-            logger.experiment.define_metric("al/round")
-            logger.experiment.define_metric("al/*", step_metric="al/round")
-            logger.experiment.config.update(plain(cfg), allow_val_change=True)
-        else:
-            logger = instantiate(config)
-        out.append(logger)
-    return out
-
-
-def _close(loggers: list[Logger]) -> None:
-    for logger in loggers:
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish()
 
 
 def _label_initial(run: Run) -> None:
@@ -191,7 +167,7 @@ def _label_initial(run: Run) -> None:
         title="initial labels",
     )
     for _, reason in [*report.rejected, *report.failed]:
-        run.progress.console.log(f"initial structure rejected: {reason}")
+        log.warning("initial structure rejected: %s", reason)
     if len(report.labelled) < 2:
         reasons = [reason for _, reason in [*report.rejected, *report.failed]]
         raise InputError(
@@ -218,7 +194,6 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     folder = run.store.folder(index)
     run.datamodule.set_round(index, structures)
     model, module, uncertainty = _build(run, index)
-    best, last = _checkpoints(run.cfg, folder)
     starts = [a for a in structures if a.info["round"] == index - 1] if index else [run.system.atoms]
     budget = run.cfg.learning.max_structures - len(structures)
     final = budget <= 0 or (run.cfg.learning.max_rounds is not None and index + 1 >= run.cfg.learning.max_rounds)
@@ -246,27 +221,27 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.seed,
         run.progress,
     )
-    acquisition: list[Callback] = [calibrate] if final else [calibrate, explore, acquire]
-    with run.progress.stage(f"round {index} fit") as stage:
-        callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition]
-        callbacks += [instantiate(c) for c in (run.cfg.callbacks or {}).values()]
-        trainer: Trainer = instantiate(run.cfg.trainer, callbacks=callbacks, logger=run.loggers)
-        started = time.perf_counter()
-        resume = Path(last.dirpath or "") / "last.ckpt"
-        trainer.fit(module, run.datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
-        seconds_fit = time.perf_counter() - started
-    again = {"ckpt_path": best.best_model_path, "datamodule": run.datamodule, "weights_only": True}
-    tested = bool(run.datamodule.test_structures)
-    errors = trainer.test(module, verbose=False, **again)[0] if tested else {}
-    trainer.predict(module, return_predictions=False, **again)
+    fit = fit_and_predict(
+        run.cfg,
+        module,
+        run.datamodule,
+        folder.fit,
+        acquisition=[calibrate] if final else [calibrate, explore, acquire],
+        loggers=run.loggers,
+        progress=run.progress,
+        title=f"round {index} fit",
+        checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
+        share=run.cfg.learning.warm_start if index and run.cfg.learning.warm_start is not None else 1.0,
+    )
     metrics: dict[str, Any] = {
         "round": index,
         "n_train": len(run.datamodule.train_indices),
         "n_valid": len(run.datamodule.valid_indices),
-        **{name.removeprefix("test/"): value for name, value in errors.items() if "rmse" in name},
-        "conformal_scale_atom": float(uncertainty.atomic_scale),
+        **{name: value for name, value in fit.errors.items() if "rmse" in name},
+        **calibrate.errors,
+        "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
         "conformal_scale_total": float(uncertainty.total_scale),
-        "time_fit_s": seconds_fit,
+        "time_fit_s": fit.seconds,
         "time_calibrate_s": calibrate.seconds,
     }
     if not final:
@@ -290,28 +265,11 @@ def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
     model = build(run.cfg, "model")(species=run.system.symbols, seed=weights).to(dtype)
     module = build(run.cfg, "training")(model=model)
+    if index and run.cfg.learning.warm_start is not None:
+        module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
     uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
     return model, module, uncertainty
-
-
-def _checkpoints(cfg: DictConfig, folder: RoundFolder) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """The best weights by validation, and the state to resume the fit from."""
-    best = ModelCheckpoint(
-        folder.fit,
-        "best",
-        monitor="valid/score",
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        folder.fit,
-        "last",
-        every_n_epochs=cfg.learning.checkpoint_epochs,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return best, last
 
 
 def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
@@ -335,28 +293,13 @@ def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
     for logger in run.loggers:
         logger.log_metrics(values)
     parts = [f"round {metrics['round']}", f"{metrics['n_train']} + {metrics['n_valid']} structures"]
-    if "force_rmse_ev_per_ang" in metrics:
-        parts.append(f"force RMSE {metrics['force_rmse_ev_per_ang']:.3f} eV/Å")
+    kind = "test" if run.datamodule.test_structures else "validation"
+    force = metrics["force_rmse_ev_per_ang" if kind == "test" else "valid_force_rmse_ev_per_ang"]
+    parts.append(f"{kind} force RMSE {force:.3f} eV/Å")
     if metrics.get("coverage") is not None:
         parts.append(f"coverage {metrics['coverage']:.2f}")
     if "md_steps" in metrics:
         n = metrics["walkers_stopped_by_uncertainty"]
-        parts.append(f"{metrics['md_steps']} MD steps, {n} of {run.exploration.n_walkers} stopped by uncertainty")
+        parts.append(f"{metrics['md_steps']} MD steps, {n}/{run.exploration.n_walkers} walkers uncertain")
         parts.append(f"{metrics['n_selected'] - metrics['n_rejected']} new labels")
-    run.progress.console.print("  ".join(parts), highlight=False)
-
-
-def _quiet_lightning() -> None:
-    """A fresh Trainer every round would repeat the same remarks every round."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*The number of training batches.*is smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*GPU available but not used.*",
-    ):
-        warnings.filterwarnings("ignore", message)
+    run.progress.console.print("  ".join(parts), highlight=False, soft_wrap=True)

@@ -95,6 +95,10 @@ def report_run(store: RoundStore, torsions: Mapping[str, Sequence[int]], console
     rows = [record["metrics"] for record in store.records()]
     if not rows:
         return
+    if not any("force_rmse_ev_per_ang" in row for row in rows):
+        console.print("without data.test, the errors below are those of the validation structures")
+        errors = ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang")
+        rows = [row | {name: row[f"valid_{name}"] for name in errors} for row in rows]
     console.print(rounds_table(rows))
     console.print(stage_times_table(rows))
     save_figure(learning_curves(rows), store.figures / "learning_curves.png")
@@ -108,4 +112,5 @@ def report_run(store: RoundStore, torsions: Mapping[str, Sequence[int]], console
             joined = np.concatenate(angles)
             figure = ramachandran(joined[:, 0], joined[:, 1], rounds=np.concatenate(rounds), labelled=labelled)
             save_figure(figure, store.figures / "ramachandran.png")
-    console.print(f"[bold]{store.path}[/bold]: metrics.csv, dataset.extxyz, figures/, rounds/*/model.ckpt")
+    console.print(f"run folder: {store.path}", soft_wrap=True, highlight=False)
+    console.print(f"potential:  {store.folder(len(rows) - 1).model}", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -25,6 +26,8 @@ from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.feature_uncertainty import FeatureUncertainty
 
 __all__ = ["Acquire", "label_with_progress"]
+
+log = logging.getLogger(__name__)
 
 
 def label_with_progress(
@@ -130,7 +133,7 @@ class Acquire(Callback):
         )
         for atoms, reason in [*report.rejected, *report.failed]:
             walker, step = atoms.info["walker"], atoms.info["step"]
-            self.progress.console.log(f"rejected: walker {walker}, step {step}: {reason}")
+            log.warning("rejected: walker %d, step %d: %s", walker, step, reason)
         self.n_rejected = len(report.rejected) + len(report.failed)
         write_structures(self.folder.labelled, report.labelled)
         self.labelled = read_labelled(self.folder.labelled) if report.labelled else []

@@ -39,6 +39,7 @@ class Calibrate(Callback):
     ):
         self.uncertainty, self.atomic, self.total, self.done = uncertainty, atomic, total, done
         self.seconds = 0.0
+        self.errors: dict[str, float] = {}
         self._parts: list[CalibrationData] = []
         self._started = 0.0
 
@@ -62,6 +63,10 @@ class Calibrate(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: PotentialModule) -> None:  # pyright: ignore
         data = CalibrationData.cat(self._parts)
+        self.errors = {
+            "valid_energy_rmse_mev_per_atom": 1e3 * float(data.total_error.square().mean().sqrt()),
+            "valid_force_rmse_ev_per_ang": float(data.atomic_error.square().mean().sqrt()),
+        }
         calibrate(self.uncertainty, data, atomic=self.atomic, total=self.total)
         self.done()
         self.seconds = time.perf_counter() - self._started

@@ -72,10 +72,11 @@ class AtomicBatch:
         Padding entries get a constant vector far beyond any cutoff, so that they drop out of every
         smooth sum and have finite derivatives.
         """
-        vectors = self.positions[:, None] - self.positions[self.neighbours]
+        others = self.positions.index_select(0, self.neighbours.flatten()).view(*self.neighbours.shape, 3)
+        vectors = self.positions[:, None] - others
         if self.shifts is not None:
             vectors = vectors - torch.einsum("nks,nsx->nkx", self.shifts, self.cell[self.system_idx])
-        return torch.where(self.mask[..., None], vectors, torch.full_like(vectors, 1.0e3))
+        return vectors.masked_fill(~self.mask[..., None], 1.0e3)
 
     def sum_atoms(self, values: Tensor) -> Tensor:
         """Sum of per-atom ``values`` [n_atoms, ...] over each structure, [n_systems, ...]."""

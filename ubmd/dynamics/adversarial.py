@@ -12,7 +12,7 @@ from torch import Tensor
 from ubmd.data.batch import AtomicBatch
 from ubmd.data.perturb import perturb
 from ubmd.dynamics.bias import BiasedPotential
-from ubmd.dynamics.explore import Explorer, Start
+from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.noise import START_STREAM, stream
 from ubmd.dynamics.quantity import BiasQuantity, TotalUncertainty
 from ubmd.dynamics.state import WalkerState
@@ -145,9 +145,9 @@ class AdversarialExploration(Explorer):
         if not self.displacement >= 0:
             raise InputError(f"dynamics.displacement={self.displacement} Å must not be negative")
 
-    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int], start: Start) -> tuple[WalkerState, AdamDescent]:
+    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], AdamDescent]:
         shifted = [
             perturb(atoms, 1, displacement=self.displacement, rng=stream(seed, START_STREAM))[0]
             for atoms, seed in zip(structures, seeds, strict=True)
         ]
-        return start.resting(shifted, seeds), self.integrator
+        return shifted, self.integrator

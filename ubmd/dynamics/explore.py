@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from ase import Atoms
 from ubmd.data.batch import collate
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.langevin import Langevin
-from ubmd.dynamics.state import initial_state
+from ubmd.dynamics.state import initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
-from ubmd.dynamics.walkers import run_walkers
+from ubmd.dynamics.walkers import Integrator, run_walkers
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
 
-__all__ = ["WalkerExploration", "walker_starts"]
+__all__ = ["Explorer", "WalkerExploration", "walker_starts"]
 
 
 def walker_starts(structures: Sequence[Atoms], n_walkers: int) -> list[Atoms]:
@@ -27,20 +28,21 @@ def walker_starts(structures: Sequence[Atoms], n_walkers: int) -> list[Atoms]:
     return [structures[i % len(structures)] for i in range(n_walkers)]
 
 
-@dataclass(frozen=True)
-class WalkerExploration:
-    """Settings of an exploration by molecular dynamics.
+@dataclass(frozen=True, kw_only=True)
+class Explorer:
+    """What all ways to explore have in common: walkers, limits and frames; a subclass says what a step is.
 
     Args:
-        integrator: advances the walkers by a step; holds time step and temperature.
         stopping: when a walker stops.
         n_walkers: number of walkers, run as one batch.
         frame_interval: steps between frames kept as candidates.
         skin: width of the neighbour lists beyond the cutoff, Å.
         checkpoint_interval: steps between savings of the walkers' states.
+
+    Raises:
+        InputError: if a value is out of range.
     """
 
-    integrator: Langevin
     stopping: StoppingRules
     n_walkers: int = 8
     frame_interval: int = 200
@@ -54,6 +56,25 @@ class WalkerExploration:
                 raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
         if self.skin < 0:
             raise InputError(f"dynamics.skin={self.skin} Å must not be negative")
+
+    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], Integrator]:
+        """Where the walkers start, and what advances them by a step.
+
+        Args:
+            structures: one a walker.
+            seeds: of the walkers; :func:`~ubmd.dynamics.noise.stream` makes generators of them.
+        """
+        raise NotImplementedError
+
+    @property
+    def time_step(self) -> float | None:
+        """Time of a step, fs; None if a step is not one in time. Walkers then have no momenta."""
+        return None
+
+    @property
+    def temperature(self) -> float:
+        """Of the ensemble, K; NaN if none is sampled."""
+        return math.nan
 
     @property
     def max_candidates(self) -> int:
@@ -73,26 +94,26 @@ class WalkerExploration:
         checkpoint: Path | None = None,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> Exploration:
-        """Runs the walkers, or continues them from ``checkpoint`` if that exists.
+        """Runs the walkers, or continues them from ``checkpoint`` if that exists; see :func:`run_walkers`.
 
         Args:
             potential: biased or not.
             starts: structures to start from, in turn.
             seed: root seed of the run.
             round_index: of the random streams.
-            dtype: of positions and momenta.
+            dtype: of positions.
             device: to run on.
             checkpoint: file of the walkers' states.
             on_progress: called now and then with steps done, walkers running and the highest uncertainty.
         """
-        structures = walker_starts(starts, self.n_walkers)
-        batch = collate(structures, potential.cutoff + self.skin, dtype=dtype, device=device)
         seeds = [stage_seed(seed, round_index, Stage.WALKERS, w) for w in range(self.n_walkers)]
-        state = initial_state(batch, temperature=self.integrator.temperature, seeds=seeds)
+        structures, integrator = self.begin(walker_starts(starts, self.n_walkers), seeds)
+        batch = collate(structures, potential.cutoff + self.skin, dtype=dtype, device=device)
+        state_of = resting_state if self.time_step is None else initial_state
         return run_walkers(
-            state,
+            state_of(batch, temperature=self.temperature, seeds=seeds),
             potential,
-            self.integrator,
+            integrator,
             self.stopping,
             frame_interval=self.frame_interval,
             skin=self.skin,
@@ -100,3 +121,25 @@ class WalkerExploration:
             checkpoint_interval=self.checkpoint_interval,
             on_progress=on_progress,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkerExploration(Explorer):
+    """Explores by molecular dynamics.
+
+    Args:
+        integrator: advances the walkers by a step; holds time step and temperature.
+    """
+
+    integrator: Langevin
+
+    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], Langevin]:
+        return structures, self.integrator
+
+    @property
+    def time_step(self) -> float:
+        return self.integrator.dt
+
+    @property
+    def temperature(self) -> float:
+        return self.integrator.temperature

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ubmd.errors import InputError
 
-__all__ = ["BLOCK", "MOMENTA_STREAM", "WalkerNoise", "checked_seeds", "stream"]
+__all__ = ["BLOCK", "MOMENTA_STREAM", "START_STREAM", "WalkerNoise", "checked_seeds", "stream"]
 
 BLOCK = 64
 """Steps whose numbers are drawn at once. Part of what a stream is: changing it changes every run."""
 
 MOMENTA_STREAM = 0
 _STEP_STREAM = 1
+START_STREAM = 2
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:

@@ -17,7 +17,7 @@ from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Prediction, WalkerPotential
 from ubmd.units import ACCELERATION, KB
 
-__all__ = ["WalkerState", "degrees_of_freedom", "evaluate", "initial_state", "kinetic_temperature"]
+__all__ = ["WalkerState", "degrees_of_freedom", "evaluate", "initial_state", "kinetic_temperature", "resting_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +197,25 @@ def initial_state(
         walker=identity.to(device),
         listed_positions=batch.positions,
         memory={},
+    )
+
+
+def resting_state(
+    batch: AtomicBatch, *, seeds: Sequence[int] | np.ndarray | Tensor, temperature: float = float("nan")
+) -> WalkerState:
+    """Walkers without momenta at the structures of ``batch``, for steps that are not steps in time.
+
+    Args:
+        batch: one structure a walker; labels are dropped.
+        seeds: [n_walkers] non-negative integers; give each walker its own.
+        temperature: K, what the walkers' states are weighted by; NaN if there is none.
+
+    Raises:
+        InputError: for a seed that makes no sense.
+    """
+    state = initial_state(batch, temperature=1.0, seeds=seeds)
+    return state.replace(
+        momenta=torch.zeros_like(state.momenta), temperature=torch.full_like(state.temperature, temperature)
     )
 
 

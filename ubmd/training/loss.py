@@ -119,7 +119,7 @@ class HuberLoss:
 def _huber(error: Tensor, delta: Tensor | float) -> Tensor:
     """Sum of e² where |e| <= delta and of delta (2 |e| - delta) beyond."""
     size = error.abs()
-    inner = size.clamp(max=delta) if isinstance(delta, float) else torch.minimum(size, delta.to(size))
+    inner = torch.minimum(size, delta.to(size)) if isinstance(delta, Tensor) else size.clamp(max=delta)
     return (inner * (2 * size - inner)).sum()
 
 

@@ -5,24 +5,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Protocol, TypeVar
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
-from ubmd.uncertainty.base import Uncertainty
+from ubmd.uncertainty.base import N_ELEMENTS, POOLED, Uncertainty
 
 __all__ = [
+    "AtomicCalibration",
     "CalibrationData",
     "CalibrationSizeError",
     "ConformalCalibration",
+    "Factors",
+    "MondrianCalibration",
     "atomic_error",
     "calibrate",
     "conformal_factor",
+    "coverage",
+    "held_out_coverage",
     "required_size",
     "total_error",
 ]
@@ -120,6 +126,76 @@ class ConformalCalibration:
         except InputError as problem:
             raise type(problem)(f"{what}: {problem}") from None
 
+    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
+        """One factor for all elements, see :class:`AtomicCalibration`."""
+        factor = self.factor(error, uncertainty, "atoms")
+        return torch.full((N_ELEMENTS,), factor, dtype=torch.float64, device=error.device)
+
+
+@dataclass(frozen=True)
+class MondrianCalibration:
+    """A conformal factor for each element, so that the confidence holds for each and not only on average.
+
+    Raises:
+        InputError: for alpha outside (0, 1) or an unknown ``too_few`` or ``too_small``.
+    """
+
+    alpha: float = 0.05
+    """Accepted rate of errors above the calibrated uncertainty, for each element."""
+    too_few: Literal["error", "pooled"] = "pooled"
+    """With too few atoms of an element for alpha: an error, or the factor of all elements (and a warning)."""
+    too_small: Literal["error", "maximum"] = "error"
+    """With too few atoms of all elements together, see :class:`ConformalCalibration`."""
+
+    def __post_init__(self) -> None:
+        ConformalCalibration(self.alpha, self.too_small)
+        if self.too_few not in ("error", "pooled"):
+            raise InputError(f"calibration.too_few must be 'error' or 'pooled', got {self.too_few!r}")
+
+    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
+        """A factor for each element, see :class:`AtomicCalibration`.
+
+        Elements without any atom have the factor of all elements together, whatever ``too_few`` is.
+        """
+        pooled = ConformalCalibration(self.alpha, self.too_small)
+        factors = pooled.atomic_factors(error, uncertainty, numbers)
+        own = ConformalCalibration(self.alpha, "error")
+        for number in numbers.unique().tolist():
+            symbol, members = chemical_symbols[number], numbers == number
+            try:
+                factors[number] = own.factor(error[members], uncertainty[members], f"{symbol} atoms")
+            except CalibrationSizeError as problem:
+                if self.too_few == "error":
+                    raise
+                log.warning("%s; the factor of all elements is used", problem)
+        return factors
+
+
+class AtomicCalibration(Protocol):
+    """How to calibrate the uncertainties of atoms."""
+
+    @property
+    def alpha(self) -> float:
+        """Accepted rate of errors above the calibrated uncertainty."""
+        ...
+
+    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
+        """Conformal factors by atomic number.
+
+        Args:
+            error: [n].
+            uncertainty: [n].
+            numbers: [n] atomic numbers.
+
+        Returns:
+            [119] float64; entry 0, which is no element, holds the factor of all elements together.
+
+        Raises:
+            CalibrationSizeError: with too few values.
+            InputError: for values that are not finite or have no factor, or no values at all.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class CalibrationData:
@@ -133,6 +209,8 @@ class CalibrationData:
     """[n_systems] eV/atom."""
     total_uncertainty: Tensor
     """[n_systems] eV/atom."""
+    numbers: Tensor
+    """[n_atoms] atomic numbers."""
 
     @classmethod
     def of(cls, prediction: Prediction, batch: AtomicBatch) -> CalibrationData:
@@ -150,16 +228,33 @@ class CalibrationData:
             atomic_uncertainty=prediction.atomic_uncertainty.double(),
             total_error=total_error(prediction.energy, batch.energy, batch.n_atoms).double(),
             total_uncertainty=prediction.uncertainty.double(),
+            numbers=batch.numbers,
         )
 
     @classmethod
     def cat(cls, parts: Sequence[CalibrationData]) -> CalibrationData:
         """Joins the data of several batches."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Conformal factors of one uncertainty."""
+
+    atomic: Tensor
+    """[119] by atomic number, float64; entry 0 is the factor of all elements together."""
+    total: float
+
+    @classmethod
+    def of(cls, data: CalibrationData, *, atomic: AtomicCalibration, total: ConformalCalibration) -> Factors:
+        """The factors for what ``data`` holds.
+
+        Raises:
+            CalibrationSizeError, InputError: as the calibrations do.
+        """
         return cls(
-            atomic_error=torch.cat([p.atomic_error for p in parts]),
-            atomic_uncertainty=torch.cat([p.atomic_uncertainty for p in parts]),
-            total_error=torch.cat([p.total_error for p in parts]),
-            total_uncertainty=torch.cat([p.total_uncertainty for p in parts]),
+            atomic.atomic_factors(data.atomic_error, data.atomic_uncertainty, data.numbers),
+            total.factor(data.total_error, data.total_uncertainty, "structures"),
         )
 
 
@@ -168,18 +263,58 @@ def calibrate(
     uncertainty: Uncertainty,
     data: CalibrationData,
     *,
-    atomic: ConformalCalibration,
+    atomic: AtomicCalibration,
     total: ConformalCalibration,
-) -> None:
-    """Multiplies the scales of ``uncertainty`` by the conformal factors of ``data``.
+) -> Factors:
+    """Multiplies the scales of ``uncertainty`` by the conformal factors of ``data``, and returns those.
 
     ``data`` holds the uncertainties that the present scales gave, so calibrating twice is harmless.
     Either both scales change or, after an error, none.
     """
-    atomic_factor = atomic.factor(data.atomic_error, data.atomic_uncertainty, "atoms")
-    total_factor = total.factor(data.total_error, data.total_uncertainty, "structures")
-    uncertainty.atomic_scale.mul_(atomic_factor)
-    uncertainty.total_scale.mul_(total_factor)
+    factors = Factors.of(data, atomic=atomic, total=total)
+    uncertainty.atomic_scale.mul_(factors.atomic)
+    uncertainty.total_scale.mul_(factors.total)
+    return factors
+
+
+def coverage(data: CalibrationData, factors: Factors) -> tuple[float, float]:
+    """Fractions of atoms and of structures whose error is at most ``factors`` times their uncertainty.
+
+    Both are NaN without any.
+    """
+    atomic = data.atomic_error <= factors.atomic[data.numbers] * data.atomic_uncertainty
+    total = data.total_error <= factors.total * data.total_uncertainty
+    return atomic.double().mean().item(), total.double().mean().item()
+
+
+def held_out_coverage(
+    calibration: CalibrationData,
+    factors: Factors,
+    test: CalibrationData,
+    *,
+    atomic: AtomicCalibration,
+    total: ConformalCalibration,
+) -> dict[str, float]:
+    """Coverage of structures that were used neither for training nor for calibration.
+
+    It should be 1 - alpha, and one half for factors calibrated from the same data with alpha = 0.5. Test
+    structures from elsewhere (another temperature, say) need not reach it: the promise is for data alike.
+
+    Args:
+        calibration: what was calibrated with.
+        factors: that came of it.
+        test: held-out data, its uncertainties under the same scales as those of ``calibration``.
+        atomic: the calibration of atoms.
+        total: the calibration of structures.
+
+    Returns:
+        ``test_coverage_atom`` and ``test_coverage_total``, and both with ``_50`` for alpha = 0.5.
+    """
+    half = Factors.of(calibration, atomic=_with_alpha(atomic, 0.5), total=_with_alpha(total, 0.5))
+    found = {}
+    for suffix, used in (("", factors), ("_50", half)):
+        found[f"test_coverage_atom{suffix}"], found[f"test_coverage_total{suffix}"] = coverage(test, used)
+    return found
 
 
 def _check_alpha(alpha: float) -> None:

@@ -39,7 +39,7 @@ def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """Index [] of the largest of non-negative values [n]; of equal ones the first, rounding aside."""
+    """Index [] of the largest value [n], which must not be negative; of equal ones the first, rounding aside."""
     return (values >= values.max() * (1 - _TIE)).int().argmax()
 
 
@@ -60,11 +60,11 @@ def farthest_points(points: Tensor, n_select: int, distance: Tensor) -> Tensor:
     distance = distance.clone()
     order = []
     for _ in range(n_select):
-        pick = first_largest(distance.clamp(min=0)) if (distance > 0).any() else (distance == 0).int().argmax()
+        pick = first_largest(distance)
         order.append(pick)
         distance = torch.minimum(distance, squared_distances(points, points[pick][None]).squeeze(1))
         # below every point that is left, copies of chosen ones included
-        distance[torch.stack(order)] = -1.0
+        distance[pick] = -1.0
     return torch.stack(order) if order else torch.zeros(0, dtype=torch.int64, device=points.device)
 
 

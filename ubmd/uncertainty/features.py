@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ubmd.errors import InputError
 from ubmd.models.readout import BIAS_FACTOR, Readout, ReadoutTrace
 
-__all__ = ["SketchedGradients"]
+__all__ = ["FullGradients", "LastLayer", "SketchedGradients"]
 
 
 class SketchedGradients(nn.Module):
@@ -31,19 +31,13 @@ class SketchedGradients(nn.Module):
 
     def __init__(self, layer_sizes: Sequence[tuple[int, int]], n_projections: int = 512, seed: int = 0):
         super().__init__()
-        if n_projections < 1:
-            raise InputError(f"features.n_projections must be at least 1, got {n_projections}")
+        _check_projections(n_projections)
         self.n_features = n_projections
         self.n_layers = len(layer_sizes)
         generator = torch.Generator().manual_seed(seed)
-
-        def draw(width: int) -> Tensor:
-            values = torch.randn(n_projections, width, generator=generator, dtype=torch.float64)
-            return values.to(torch.get_default_dtype())
-
         for layer, (n_in, n_out) in enumerate(layer_sizes):
-            self.register_buffer(f"inner_{layer}", draw(n_in + 1))
-            self.register_buffer(f"outer_{layer}", draw(n_out))
+            self.register_buffer(f"inner_{layer}", _normal(n_projections, n_in + 1, generator))
+            self.register_buffer(f"outer_{layer}", _normal(n_projections, n_out, generator))
 
     @property
     def projections(self) -> list[tuple[Tensor, Tensor]]:
@@ -55,9 +49,80 @@ class SketchedGradients(nn.Module):
         features: Tensor | None = None
         gradients = readout.output_gradients(trace)
         for (inner, outer), x, gradient in zip(self.projections, trace.inputs, gradients, strict=True):
-            # the constant 0.1 that Eq. 17 appends to x only ever adds a constant vector
-            projected = torch.addmm(BIAS_FACTOR * inner[:, -1], x, inner[:, :-1].T)
-            term = (gradient @ outer.T) * projected
+            term = (gradient @ outer.T) * _project(x, inner)
             features = term if features is None else features + term
         assert features is not None, "a network has at least one layer"
         return features
+
+
+class LastLayer(nn.Module):
+    """Inputs of the last layer with its bias, (x^(L-1) / sqrt(d_(L-1)), 0.1): the gradient of the output with
+    respect to the last layer's weights and bias (last term of Eq. 18).
+
+    Args:
+        layer_sizes: (d_l, d_(l+1)) of every layer.
+        n_projections: number of random projections (Eq. 19, standard normal), for wide layers; None takes
+            the features as they are.
+        seed: of the random matrix; without projections nothing is random.
+
+    Raises:
+        InputError: if ``n_projections`` is not positive.
+    """
+
+    def __init__(self, layer_sizes: Sequence[tuple[int, int]], n_projections: int | None = None, seed: int = 0):
+        super().__init__()
+        width = layer_sizes[-1][0] + 1
+        self.n_features = width if n_projections is None else n_projections
+        sketch = None
+        if n_projections is not None:
+            _check_projections(n_projections)
+            sketch = _normal(n_projections, width, torch.Generator().manual_seed(seed))
+        self.register_buffer("sketch", sketch)
+
+    def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
+        """Features phi_i [n_atoms, n_features] of the atoms that ``trace`` was computed for."""
+        x, sketch = trace.inputs[-1], self.sketch
+        return _with_bias(x) if sketch is None else _project(x, sketch)
+
+
+class FullGradients(nn.Module):
+    """All gradients of the atomic output with respect to weights and biases (Eq. 18), nothing sketched.
+
+    As wide as the network has parameters, so for small networks only: to see what a sketch loses.
+
+    Args:
+        layer_sizes: (d_l, d_(l+1)) of every layer.
+        seed: of nothing; features of all kinds are called alike.
+    """
+
+    def __init__(self, layer_sizes: Sequence[tuple[int, int]], seed: int = 0):
+        super().__init__()
+        self.n_features = sum((n_in + 1) * n_out for n_in, n_out in layer_sizes)
+
+    def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
+        """Features phi_i [n_atoms, n_features]: layer by layer dy/d(W, b) [d_(l+1), d_l + 1], row by row."""
+        gradients = readout.output_gradients(trace)
+        layers = zip(trace.inputs, gradients, strict=True)
+        return torch.cat([(g[:, :, None] * _with_bias(x)[:, None]).flatten(1) for x, g in layers], dim=1)
+
+
+def _with_bias(x: Tensor) -> Tensor:
+    """Eq. 17's x~ [n, d + 1] of x / sqrt(d) [n, d]."""
+    return torch.cat([x, torch.full_like(x[:, :1], BIAS_FACTOR)], dim=1)
+
+
+def _project(x: Tensor, matrix: Tensor) -> Tensor:
+    """``matrix`` [p, d + 1] times x~ of :func:`_with_bias`, [n, p]."""
+    # the constant that x~ ends with only ever adds a constant vector
+    return torch.addmm(BIAS_FACTOR * matrix[:, -1], x, matrix[:, :-1].T)
+
+
+def _normal(n_projections: int, width: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers [n_projections, width], the same whatever the default dtype is."""
+    values = torch.randn(n_projections, width, generator=generator, dtype=torch.float64)
+    return values.to(torch.get_default_dtype())
+
+
+def _check_projections(n_projections: int) -> None:
+    if n_projections < 1:
+        raise InputError(f"features.n_projections must be at least 1, got {n_projections}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +80,16 @@ class Posterior(nn.Module):
 
     def fit(self, features: Tensor) -> None:
         """Conditions on training features [n, d]; forgets what it was fitted to before."""
-        self.fit_gram(gram_matrix(features), len(features))
+        self.fit_chunks([features])
 
-    def fit_gram(self, gram: Tensor, count: int) -> None:
-        """As :meth:`fit`, from Phi^T Phi [d, d] (float64) and the number of rows of Phi.
-
-        A sum of Gram matrices over batches is all that has to be kept of the training set.
-        """
+    @torch.no_grad()
+    def fit_chunks(self, chunks: Iterable[Tensor]) -> None:
+        """As :meth:`fit`, for features in parts [n, d], of which only the sum of Gram matrices is kept."""
+        size, count = self.whitening.shape[0], 0
+        gram = torch.zeros(size, size, dtype=torch.float64, device=self.whitening.device)
+        for features in chunks:
+            gram += gram_matrix(features)
+            count += len(features)
         self.whitening.copy_(whitening_matrix(gram, count, self.regularisation))
         self.fitted = True
 

@@ -1,0 +1,150 @@
+"""One fit: train with checkpoints, take the best weights, test them, and predict with them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from ubmd.callbacks.monitor import FitProgress
+from ubmd.callbacks.scale_shift import FitScaleShift
+from ubmd.data.datamodule import GrowingDataModule
+from ubmd.errors import InputError
+from ubmd.progress import RunProgress
+from ubmd.training.module import PotentialModule
+
+__all__ = ["Fit", "fit_and_predict", "quiet_lightning", "trainer_limits"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of a fit."""
+
+    errors: dict[str, float]
+    """Errors on the test set by name, without ``test/``; empty without a test set."""
+    seconds: float
+    """Wall time of the training."""
+
+
+def fit_and_predict(
+    cfg: DictConfig,
+    module: PotentialModule,
+    datamodule: GrowingDataModule,
+    folder: Path,
+    *,
+    acquisition: Sequence[Callback],
+    loggers: list[Logger],
+    progress: RunProgress,
+    title: str,
+    checkpoint_epochs: int,
+    share: float = 1.0,
+) -> Fit:
+    """Trains, or continues an interrupted training; then tests and predicts with the best weights.
+
+    The best weights are those of the lowest ``valid/score``; with a
+    :class:`~ubmd.callbacks.ema.ExponentialMovingAverage` among the callbacks they are averaged ones. They are
+    in ``module`` when this returns.
+
+    Args:
+        cfg: the configuration with its ``trainer`` and ``callbacks``.
+        module: to be trained.
+        datamodule: of the training, validation and test structures.
+        folder: for ``best.ckpt`` and ``last.ckpt``; training continues from the latter.
+        acquisition: callbacks that act in the predict loop, whose dataloader is the calibration split.
+        loggers: of the run.
+        progress: display.
+        title: of the bar.
+        checkpoint_epochs: epochs between savings of the state that an interrupted fit resumes from.
+        share: of the trainer's epochs and steps to be trained.
+
+    Raises:
+        InputError: if the fit would end before its first validation.
+    """
+    limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
+    further: list[Callback] = [instantiate(c) for c in (cfg.callbacks or {}).values()]
+    best, last = _checkpoints(folder, checkpoint_epochs, averaged=any(isinstance(c, WeightAveraging) for c in further))
+    with progress.stage(title) as stage:
+        callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition, *further]
+        trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **limits)
+        started = time.perf_counter()
+        resume = folder / "last.ckpt"
+        trainer.fit(module, datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
+        seconds = time.perf_counter() - started
+    # by hand: the trainer would hand the checkpoint to callbacks that average weights, which take back their own
+    weights: dict[str, Any] = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(weights["state_dict"])
+    errors = trainer.test(module, datamodule, verbose=False)[0] if datamodule.test_structures else {}
+    trainer.predict(module, datamodule, return_predictions=False)
+    return Fit({name.removeprefix("test/"): float(value) for name, value in errors.items()}, seconds)
+
+
+def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
+    """The trainer's ``max_epochs`` and ``max_steps`` for a share of them, rounded up; -1 stays -1.
+
+    Raises:
+        InputError: if a fit to ``n_train`` structures in batches of ``batch_size`` would end before its first
+            validation, and so without best weights.
+    """
+    limits = {}
+    for name in ("max_epochs", "max_steps"):
+        limit = cfg.trainer.get(name)
+        if limit is not None:
+            limits[name] = math.ceil(share * limit) if limit > 0 else limit
+    every = cfg.trainer.get("check_val_every_n_epoch", 1)
+    steps_an_epoch = math.ceil(n_train / min(batch_size, n_train))
+    epochs = [limits.get("max_epochs", -1), limits.get("max_steps", -1) / steps_an_epoch]
+    fewest = min((n for n in epochs if n >= 0), default=math.inf)
+    if every is not None and fewest < every:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch={every} is more than the {fewest:g} epochs that trainer.max_epochs and "
+            "trainer.max_steps allow for; lower it or train longer"
+        )
+    return limits
+
+
+def _checkpoints(folder: Path, every_n_epochs: int, *, averaged: bool) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """The best weights by validation, and the state to resume the fit from."""
+    best = ModelCheckpoint(
+        folder,
+        "best",
+        monitor="valid/score",
+        # callbacks that average weights are not asked when only weights are saved
+        save_weights_only=not averaged,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        folder,
+        "last",
+        every_n_epochs=every_n_epochs,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return best, last
+
+
+def quiet_lightning() -> None:
+    """A fresh Trainer every round would repeat the same remarks every round."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)

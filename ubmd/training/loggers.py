@@ -1,0 +1,43 @@
+"""The loggers of a run, opened so that a continued run goes on where it stopped."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+
+from ubmd.config import plain
+
+__all__ = ["close_loggers", "open_loggers"]
+
+
+def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder."""
+    out: list[Logger] = []
+    for config in (cfg.logger or {}).values():
+        if config._target_.endswith("WandbLogger"):
+            file = folder / "wandb_id.txt"
+            if not file.exists():
+                file.write_text(secrets.token_hex(4))
+            logger = instantiate(config, id=file.read_text().strip(), resume="allow")
+            logger.experiment.define_metric("al/round")
+            logger.experiment.define_metric("al/*", step_metric="al/round")
+            logger.experiment.config.update(plain(cfg), allow_val_change=True)
+        else:
+            logger = instantiate(config)
+        out.append(logger)
+    return out
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """Writes what is still to be written; wandb's run ends."""
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()

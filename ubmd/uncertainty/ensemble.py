@@ -1,0 +1,117 @@
+"""Disagreement of the members of an ensemble (Eqs. 22 and 23)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.errors import InputError
+from ubmd.models.ensemble import Ensemble, EnsembleOutput
+from ubmd.models.gmnn import AtomicOutput
+from ubmd.uncertainty.base import Scales
+
+__all__ = ["EnsembleUncertainty"]
+
+
+class EnsembleUncertainty(Scales):
+    """Standard deviations of the members' energies and forces (Eqs. 22, 23, 28).
+
+    The deviation of the energies is divided by the number of atoms, so that it compares with what it is
+    calibrated by, |dE| / N_at, and with structures of other sizes. One reverse pass gives the pair derivatives of all
+    members. From them follow the forces, and the gradient of the energies' deviation, which is a mean of the
+    members' forces and so costs nothing more. The gradient of the forces' deviation needs second derivatives:
+    it is computed if it is asked for, by another two passes.
+
+    Args:
+        model: the ensemble whose uncertainty it will be.
+        seed: of nothing; uncertainties of all kinds are made alike.
+
+    Raises:
+        InputError: if the model is no ensemble.
+    """
+
+    n_features = 0
+
+    def __init__(self, model: nn.Module, seed: int = 0):
+        super().__init__()
+        if not isinstance(model, Ensemble):
+            raise InputError(f"uncertainty=ensemble needs model=gmnn_ensemble, got a {type(model).__name__}")
+        self.to(model.beta)
+
+    def fit(self, model: nn.Module, batches: Iterable[AtomicBatch]) -> None:
+        """Sets the conformal factors to 1; the members know the training structures already."""
+        self.reset_scales()
+
+    def forward(
+        self, model: nn.Module, output: AtomicOutput, vectors: Tensor, batch: AtomicBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Calibrated uncertainties, see :class:`~ubmd.uncertainty.base.Uncertainty`.
+
+        Keeps the graph of ``output`` for further reverse passes. The first value can be differentiated once.
+
+        Returns:
+            of the energy per atom [n_systems], eV/atom, and of the atomic forces [n_atoms], eV/Å.
+
+        Raises:
+            RuntimeError: if ``output`` was computed without gradients.
+        """
+        assert isinstance(output, EnsembleOutput)
+        n_members = len(output.members)
+        pairs = _member_gradients(output, vectors)
+        with torch.no_grad():
+            energies = batch.sum_atoms(output.members.T.double())
+        # zero, and carries the members' derivatives
+        moved = (vectors - vectors.detach()) * pairs.detach()
+        energies = energies + batch.sum_atoms(moved.sum((2, 3)).T.double())
+        total = _deviation(energies, 1) / batch.n_atoms
+        received = torch.zeros_like(batch.positions).expand(n_members, -1, -1)
+        received = received.index_add(1, batch.neighbours.flatten(), pairs.flatten(1, 2))
+        # the sign of a force does not matter; the root mean square over components is Eq. 23's factor 1/3
+        atomic = _deviation(pairs.sum(2) - received, 0) * 3**-0.5
+        return self.calibrated(total.to(vectors), atomic, batch)
+
+    def total_features(self, model: nn.Module, batch: AtomicBatch) -> Tensor:
+        """None of any structure: [n_systems, 0]."""
+        return batch.positions.new_zeros(batch.n_systems, 0)
+
+
+def _deviation(values: Tensor, members: int) -> Tensor:
+    """Root of the mean squared deviation over the axis ``members``, of vectors over the last axis of three.
+
+    Where all members agree the derivative is zero.
+    """
+    deviation = values - values.mean(members, keepdim=True)
+    axes = (members,) if values.ndim == 2 else (members, -1)
+    return torch.linalg.vector_norm(deviation, dim=axes) * values.shape[members] ** -0.5
+
+
+def _member_gradients(output: EnsembleOutput, vectors: Tensor) -> Tensor:
+    """Derivatives of each member's energies with respect to pair vectors, [n_members, n_atoms, k, 3] eV/Å."""
+
+    def gradients(create_graph: bool) -> Tensor:
+        with torch.enable_grad():
+            energy = output.members.sum()
+        return torch.autograd.grad(energy, output.vectors, retain_graph=True, create_graph=create_graph)[0]
+
+    def product(slope: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return torch.autograd.grad(gradients(True), vectors, slope, retain_graph=True)[0]
+
+    return _OnDemand.apply(vectors, gradients(False), product)  # pyright: ignore[reportReturnType]
+
+
+class _OnDemand(torch.autograd.Function):
+    """A value as a function of pair vectors whose derivative is computed only if it is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, value: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.product = product
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.product(gradients[0]), None, None
