@@ -58,7 +58,6 @@ def test_large_seeds() -> None:
     assert stage_seed(2**40, 0, Stage.SPLIT) != stage_seed(2**40 + 1, 0, Stage.SPLIT)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's message says nothing of the seed")
 def test_negative_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match="seed=-1"):
         stage_rng(-1, 0, Stage.SPLIT)

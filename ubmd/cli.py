@@ -50,21 +50,43 @@ _COMMANDS = (
     ),
     Command(
         "train",
-        "fit one potential to a data set",
+        "fit one potential to a data set of labelled structures",
         "ubmd.training.commands:train",
-        ("ubmd train experiment=NAME", "ubmd train experiment=NAME seed=1", "ubmd train seed=0,1,2 -m"),
+        (
+            "ubmd train data.train=my.extxyz data.test=held_out.extxyz",
+            "ubmd train data.train=my.extxyz model=gmnn_small training=huber callbacks=ema",
+            "ubmd train data.train=my.extxyz training.start=RUN/model.ckpt trainer.max_epochs=100",
+        ),
     ),
     Command(
         "evaluate",
-        "errors and calibration of a trained potential on a data set",
+        "errors and calibration of a trained potential on labelled structures",
         "ubmd.training.commands:evaluate",
-        ("ubmd evaluate experiment=NAME", "ubmd evaluate --cfg job", "ubmd evaluate name=check logger=csv"),
+        (
+            "ubmd evaluate potential=RUN/model.ckpt structures=test.extxyz",
+            "ubmd evaluate potential=RUN/rounds/004/model.ckpt structures=test.extxyz device=cpu",
+            "ubmd evaluate -m potential=A/model.ckpt,B/model.ckpt structures=test.extxyz",
+        ),
     ),
     Command(
         "md",
         "molecular dynamics with a trained potential, biased or not",
         "ubmd.dynamics.command:run_md",
-        ("ubmd md experiment=NAME", "ubmd md experiment=NAME seed=1", "ubmd md seed=0,1,2 -m"),
+        (
+            "ubmd md potential=RUN/rounds/004/model.ckpt system.structure=my.xyz bias.tau=0",
+            "ubmd md potential=RUN/rounds/004/model.ckpt system.structure=my.xyz bias.tau=0.25",
+            "ubmd md -m potential=RUN/model.ckpt system.structure=my.xyz dynamics.integrator.temperature=300,600",
+        ),
+    ),
+    Command(
+        "label",
+        "energies, forces and stress of structures by a reference method",
+        "ubmd.reference.command:label",
+        (
+            "ubmd label structures=my.xyz reference.calculator._target_=ase.calculators.emt.EMT",
+            "ubmd label structures=my.xyz reference=ff19sb",
+            "ubmd label structures=my.xyz reference=ff19sb labelling.max_force=null",
+        ),
     ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}

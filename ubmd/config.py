@@ -114,6 +114,9 @@ def _check_node(node: Any, where: str) -> None:
 
 def _check_target(node: Mapping[Any, Any], where: str) -> None:
     target = node["_target_"]
+    if target == "???":
+        key = f"{where}._target_" if where else "_target_"
+        raise InputError(f"{key} is missing: give the dotted name of a class or function, {key}=package.module.Name")
     if not isinstance(target, str) or "${" in target:
         return
     found = locate(target, f"{where}._target_" if where else "_target_")

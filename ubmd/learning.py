@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import logging
-import secrets
-import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from ase import Atoms
-from hydra.utils import instantiate
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ubmd.analysis.report import report_run, round_analysis
 from ubmd.callbacks.acquire import Acquire, label_with_progress
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.explore import Explore
-from ubmd.callbacks.monitor import FitProgress
-from ubmd.callbacks.scale_shift import FitScaleShift
 from ubmd.config import build, check_device, plain
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.system import System
-from ubmd.dynamics.explore import WalkerExploration
+from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.models.checkpoint import save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import Reference
 from ubmd.reference.store import LabelStore
-from ubmd.rounds import INITIAL, RoundFolder, RoundStore
+from ubmd.rounds import INITIAL, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
+from ubmd.selection.base import check_selection
+from ubmd.training.files import DataFiles
+from ubmd.training.fit import fit_and_predict, quiet_lightning, trainer_limits
+from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
 
@@ -59,7 +54,7 @@ class Run:
     reference: Reference
     labels: LabelStore
     datamodule: GrowingDataModule
-    exploration: WalkerExploration
+    exploration: Explorer
     loggers: list[Logger]
     progress: RunProgress
 
@@ -103,23 +98,30 @@ def learn(cfg: DictConfig) -> float | None:
 def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> Run:
     """Builds what outlives a round, cheapest checks first; ``loggers`` is filled in place so that it can be closed."""
     system: System = build(cfg, "system")
-    exploration: WalkerExploration = build(cfg, "dynamics")
+    exploration: Explorer = build(cfg, "dynamics")
     _check_sizes(cfg, system, exploration)
     build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
-    for part in ("training", "selection", "calibration.atomic", "calibration.total"):
+    for part in ("calibration.atomic", "calibration.total"):
         build(cfg, part)
     model = build(cfg, "model")(species=system.symbols)
+    check_selection(build(cfg, "selection"), build(cfg, "uncertainty")(model=model))
+    build(cfg, "training")(model=model)
     stress = cfg.training.loss.stress > 0
     if stress and not system.periodic:
         raise InputError(f"training.loss.stress={cfg.training.loss.stress} needs a periodic system; set it to 0")
     reference: Reference = build(cfg, "reference")
-    datamodule: GrowingDataModule = build(cfg, "data")(
+    data = build(cfg, "data")
+    if isinstance(data, DataFiles):
+        raise InputError("data=files is the data of `ubmd train`; use data=default")
+    datamodule: GrowingDataModule = data(
         cutoff=model.cutoff,
         species=system.symbols,
         stress=stress,
         dtype=getattr(torch, cfg.dtype),
         seed=cfg.seed,
+        members=model.n_members,
     )
+    _check_trainer(cfg, system, datamodule)
     store = RoundStore(cfg.paths.run)
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
@@ -127,7 +129,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     return Run(cfg, store, system, reference, labels, datamodule, exploration, loggers, progress)
 
 
-def _check_sizes(cfg: DictConfig, system: System, exploration: WalkerExploration) -> None:
+def _check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
     learning = cfg.learning
     for name in ("max_structures", "batch_size"):
         if learning[name] < 1:
@@ -148,6 +150,16 @@ def _check_sizes(cfg: DictConfig, system: System, exploration: WalkerExploration
         raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
     if cfg.dtype not in ("float32", "float64"):
         raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
+
+
+def _check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
+    """Refuses, beforehand, a trainer whose shortest fit, the last one, would end before its first validation."""
+    learning = cfg.learning
+    largest = learning.max_structures
+    if learning.max_rounds is not None:
+        largest = min(largest, system.n_initial + (learning.max_rounds - 1) * learning.batch_size)
+    n_train = max(int((1 - datamodule.validation_fraction) * largest), 1)
+    trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)
 
 
 def _label_initial(run: Run) -> None:
@@ -239,6 +251,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         "n_valid": len(run.datamodule.valid_indices),
         **{name: value for name, value in fit.errors.items() if "rmse" in name},
         **calibrate.errors,
+        **calibrate.coverage,
         "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
         "conformal_scale_total": float(uncertainty.total_scale),
         "time_fit_s": fit.seconds,
@@ -253,7 +266,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.store.structures(index + 1),
         run.system.torsion_indices,
         frame_interval=run.exploration.frame_interval,
-        dt=run.exploration.integrator.dt,
+        dt=run.exploration.time_step,
     )
     run.store.commit(index, {"metrics": metrics})
     _announce(run, metrics)

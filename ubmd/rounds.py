@@ -83,11 +83,15 @@ class RoundStore:
             InputError: if the folder holds a run with another configuration.
         """
         file = self.path / "config.yaml"
-        if not file.exists():
+        if file.exists():
+            self._check_same(file, config, ignore)
+            self._tidy()
+        else:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(self.path / "provenance.json", json.dumps(provenance(), indent=2))
             _write(file, yaml.safe_dump(dict(config), sort_keys=False))
-            return
+
+    def _check_same(self, file: Path, config: Mapping[str, Any], ignore: Sequence[str]) -> None:
         before = _flatten({k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in ignore})
         now = _flatten({k: v for k, v in config.items() if k not in ignore})
         different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
@@ -138,13 +142,18 @@ class RoundStore:
         """Finishes a round: its record, then ``metrics.csv``; what only served the resumption goes."""
         folder = self.folder(index)
         _write(folder.record, json.dumps(record, indent=2))
-        self.write_metrics()
-        folder.walkers.unlink(missing_ok=True)
-        shutil.rmtree(folder.fit, ignore_errors=True)
+        self._tidy()
 
-    def write_metrics(self) -> None:
-        """Writes ``metrics.csv`` from the records."""
-        write_metrics(self.path / "metrics.csv", [record["metrics"] for record in self.records()])
+    def _tidy(self) -> None:
+        """Brings everything in line with the records; also after a kill right behind the last one."""
+        records = self.records()
+        if not records:
+            return
+        write_metrics(self.path / "metrics.csv", [record["metrics"] for record in records])
+        for index in range(len(records)):
+            folder = self.folder(index)
+            folder.walkers.unlink(missing_ok=True)
+            shutil.rmtree(folder.fit, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from ubmd.errors import InputError
+
 __all__ = ["Stage", "stage_rng", "stage_seed"]
 
 
@@ -23,10 +25,15 @@ class Stage(IntEnum):
 
 def stage_rng(seed: int, round_index: int, stage: Stage, *extra: int) -> np.random.Generator:
     """NumPy generator of ``SeedSequence([seed, round, stage, ...])``."""
-    return np.random.default_rng(np.random.SeedSequence([seed, round_index, int(stage), *extra]))
+    return np.random.default_rng(_sequence(seed, round_index, stage, *extra))
 
 
 def stage_seed(seed: int, round_index: int, stage: Stage, *extra: int) -> int:
     """A 63-bit seed of the same stream, for torch generators."""
-    sequence = np.random.SeedSequence([seed, round_index, int(stage), *extra])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return int(_sequence(seed, round_index, stage, *extra).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _sequence(seed: int, round_index: int, stage: Stage, *extra: int) -> np.random.SeedSequence:
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed} must be zero or a positive whole number")
+    return np.random.SeedSequence([seed, round_index, int(stage), *extra])

@@ -231,7 +231,6 @@ def test_unusable_structures(change: str, message: str) -> None:
     one_sentence(error)
 
 
-@pytest.mark.xfail(strict=True, reason="only molecules are searched for coinciding atoms")
 @pytest.mark.parametrize("place", [[0.0, 0.0, 1e-5], [3.0, 3.0, 0.0]], ids=["atoms", "images"])
 def test_coinciding_atoms_in_a_crystal(place: list[float]) -> None:
     atoms = Atoms("Cu2", [[0, 0, 0], place], cell=[3, 3, 3], pbc=True)
@@ -289,7 +288,6 @@ BAD_LABELS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="labels are not looked at")
 @pytest.mark.parametrize(("key", "value"), [*BAD_LABELS.values()], ids=[*BAD_LABELS])
 def test_unusable_labels(tmp_path: Path, key: str, value: object) -> None:
     atoms = water()

@@ -76,7 +76,6 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         System(**({"structure": molecule("H2O")} | options))
 
 
-@pytest.mark.xfail(strict=True, reason="found out when the structures are perturbed, or not at all")
 @pytest.mark.parametrize(
     "options",
     [

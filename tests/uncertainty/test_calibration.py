@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ class Scales:
     """The part of an uncertainty that calibration touches."""
 
     def __init__(self) -> None:
-        self.atomic_scale = torch.ones(())
+        self.atomic_scale = torch.ones(119)
         self.total_scale = torch.ones(())
 
 
@@ -131,33 +132,38 @@ def test_errors() -> None:
 
 
 def data(factor: float, scales: Scales) -> CalibrationData:
-    ratio = torch.arange(1.0, 20.0)
-    return CalibrationData(factor * ratio, scales.atomic_scale * torch.ones(19), ratio, scales.total_scale * ratio)
+    ratio, numbers = torch.arange(1.0, 20.0), torch.full((19,), 6)
+    atomic = scales.atomic_scale[numbers]
+    return CalibrationData(factor * ratio, atomic, ratio, scales.total_scale * ratio, numbers)
 
 
-def test_calibrate_multiplies_and_is_idempotent() -> None:
+def test_calibrate_sets_the_scales_once() -> None:
     scales = Scales()
     modes: dict[str, ConformalCalibration] = {
         "atomic": ConformalCalibration(0.5),
         "total": ConformalCalibration(0.1),
     }
-    for _ in range(2):
+    factors = calibrate(scales, data(2.0, scales), **modes)  # pyright: ignore[reportArgumentType]
+    assert (scales.atomic_scale == 20.0).all()
+    assert scales.total_scale == 1.0
+    assert (factors.atomic == 20.0).all()
+    assert factors.total == 1.0
+    with pytest.raises(ValueError, match="calibrated already"):
         calibrate(scales, data(2.0, scales), **modes)  # pyright: ignore[reportArgumentType]
-        assert (scales.atomic_scale, scales.total_scale) == (20.0, 1.0)
 
 
 def test_calibrate_is_all_or_nothing() -> None:
     scales = Scales()
     bad = data(2.0, scales)
-    bad = CalibrationData(bad.atomic_error, bad.atomic_uncertainty, bad.total_error[:3], bad.total_uncertainty[:3])
+    bad = replace(bad, total_error=bad.total_error[:3], total_uncertainty=bad.total_uncertainty[:3])
     with pytest.raises(CalibrationSizeError, match="structures"):
         calibrate(scales, bad, atomic=ConformalCalibration(), total=ConformalCalibration())  # pyright: ignore
-    assert scales.atomic_scale == 1
+    assert (scales.atomic_scale == 1).all()
 
 
 def test_cat() -> None:
     def part(values: Tensor) -> CalibrationData:
-        return CalibrationData(values, values + 1, values + 2, values + 3)
+        return CalibrationData(values, values + 1, values + 2, values + 3, values.long())
 
     joined = CalibrationData.cat([part(torch.arange(3.0)), part(torch.arange(3.0, 5.0))])
     assert torch.equal(joined.total_uncertainty, torch.arange(5.0) + 3)

@@ -45,7 +45,7 @@ def round_analysis(
     torsions: NDArray[np.int64],
     *,
     frame_interval: int,
-    dt: float,
+    dt: float | None,
 ) -> dict[str, float]:
     """Coverage of the torsions and auto-correlation times of everything explored up to a round.
 
@@ -55,22 +55,23 @@ def round_analysis(
         structures: all labelled structures; they count as explored.
         torsions: [m, 4] atom indices; without any there is no coverage.
         frame_interval: steps between regular frames.
-        dt: time step, fs.
+        dt: time step, fs; None if steps are not steps in time, which then have no auto-correlation times.
 
     Returns:
         ``coverage``, ``act_position_ps`` and ``act_uncertainty_ps`` as far as they are defined.
     """
     explored = [exploration for _, exploration in explorations(store, index)]
-    spacing_ps = 1e-3 * dt * frame_interval
     out: dict[str, float] = {}
     if len(torsions):
         positions = [e.positions for e in explored] + [a.positions[None] for a in structures]
         out["coverage"] = torsion_coverage(torsion_angles(np.concatenate(positions), torsions))
+    if dt is None:
+        return out
     for name, series in (
         ("act_position_ps", [_centred(p) for p in _regular(explored, "positions", frame_interval)]),
         ("act_uncertainty_ps", list(_regular(explored, "atomic_uncertainty", frame_interval))),
     ):
-        value = act(series, spacing_ps) if series else math.nan
+        value = act(series, 1e-3 * dt * frame_interval) if series else math.nan
         if math.isfinite(value):
             out[name] = value
     return out

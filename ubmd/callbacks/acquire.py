@@ -21,9 +21,9 @@ from ubmd.reference.labelling import LabelReport, label_structures
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import RoundFolder
 from ubmd.seeding import Stage, stage_seed
-from ubmd.selection.base import Pool, Selection
+from ubmd.selection.base import Pool, Selection, distinct
 from ubmd.training.module import PotentialModule
-from ubmd.uncertainty.feature_uncertainty import FeatureUncertainty
+from ubmd.uncertainty.base import Uncertainty
 
 __all__ = ["Acquire", "label_with_progress"]
 
@@ -65,7 +65,7 @@ class Acquire(Callback):
     def __init__(
         self,
         explore: Explore,
-        uncertainty: FeatureUncertainty,
+        uncertainty: Uncertainty,
         selection: Selection,
         n_select: int,
         reference: Reference,
@@ -105,8 +105,9 @@ class Acquire(Callback):
         self._label(selected)
 
     def _select(self, candidates: list[Atoms], module: PotentialModule, datamodule: GrowingDataModule) -> list[Atoms]:
+        """The chosen candidates; copies of one another and of labelled structures are not chosen from."""
         device = module.device
-        pool = collate(candidates, datamodule.cutoff, dtype=datamodule.dtype, device=device)
+        candidates = [candidates[i] for i in distinct(candidates, datamodule.structures)]
 
         def features(batch: AtomicBatch) -> torch.Tensor:
             pieces = torch.arange(batch.n_systems, device=device).split(datamodule.evaluation_batch_size)
@@ -114,8 +115,12 @@ class Acquire(Callback):
             return torch.cat(parts)
 
         uncertainty = torch.tensor([a.info["uncertainty"] for a in candidates], device=device)
+        pool = Pool(uncertainty)
+        if self.selection.needs_features and candidates:
+            batch = collate(candidates, datamodule.cutoff, dtype=datamodule.dtype, device=device)
+            pool = Pool(uncertainty, features(batch), features(datamodule.split("labelled", device)))
         chosen = self.selection(
-            Pool(uncertainty, features(pool), features(datamodule.split("labelled", device))),
+            pool,
             min(self.n_select, len(candidates)),
             seed=stage_seed(self.seed, self.folder.index, Stage.SELECT),
         )

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch
+from ubmd.data.datamodule import GrowingDataModule
 from ubmd.models.potential import Prediction
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import Uncertainty
-from ubmd.uncertainty.calibration import CalibrationData, ConformalCalibration, calibrate
+from ubmd.uncertainty.calibration import (
+    AtomicCalibration,
+    CalibrationData,
+    ConformalCalibration,
+    calibrate,
+    held_out_coverage,
+)
 
 __all__ = ["Calibrate"]
 
@@ -21,7 +29,9 @@ class Calibrate(Callback):
     """Runs over the predict loop, whose dataloader is the calibration split.
 
     Before the first batch the uncertainty is conditioned on the training structures; every batch adds
-    errors and uncertainties; after the last one the conformal factors are set and ``done`` is called.
+    errors and uncertainties; after the last one the conformal factors are set and ``done`` is called. Where
+    there is a test set, ``coverage`` then says how many of its errors lie within their uncertainty
+    (:func:`~ubmd.uncertainty.calibration.held_out_coverage`); it is empty otherwise.
 
     Args:
         uncertainty: to be fitted and calibrated.
@@ -33,13 +43,14 @@ class Calibrate(Callback):
     def __init__(
         self,
         uncertainty: Uncertainty,
-        atomic: ConformalCalibration,
+        atomic: AtomicCalibration,
         total: ConformalCalibration,
         done: Callable[[], None],
     ):
         self.uncertainty, self.atomic, self.total, self.done = uncertainty, atomic, total, done
         self.seconds = 0.0
         self.errors: dict[str, float] = {}
+        self.coverage: dict[str, float] = {}
         self._parts: list[CalibrationData] = []
         self._started = 0.0
 
@@ -54,7 +65,7 @@ class Calibrate(Callback):
         self,
         trainer: Trainer,
         pl_module: PotentialModule,
-        outputs: Prediction,
+        outputs: dict[str, Tensor],
         batch: AtomicBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -67,14 +78,27 @@ class Calibrate(Callback):
             "valid_energy_rmse_mev_per_atom": 1e3 * float(data.total_error.square().mean().sqrt()),
             "valid_force_rmse_ev_per_ang": float(data.atomic_error.square().mean().sqrt()),
         }
-        calibrate(self.uncertainty, data, atomic=self.atomic, total=self.total)
+        test = self._test_data(trainer, pl_module)
+        methods = {"atomic": self.atomic, "total": self.total}
+        factors = calibrate(self.uncertainty, data, **methods)
+        self.coverage = held_out_coverage(data, factors, test, **methods) if test is not None else {}
         self.done()
         self.seconds = time.perf_counter() - self._started
+
+    def _test_data(self, trainer: Trainer, module: PotentialModule) -> CalibrationData | None:
+        """Errors and uncertainties of the test set under the present scales; None without a test set."""
+        datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
+        if not datamodule.test_structures:
+            return None
+        chunks = datamodule.chunks("test", module.device)
+        return CalibrationData.cat(
+            [calibration_data(module, self.uncertainty, module.predict_step(b), b) for b in chunks]
+        )
 
 
 @torch.no_grad()
 def calibration_data(
-    module: PotentialModule, uncertainty: Uncertainty, prediction: Prediction, batch: AtomicBatch
+    module: PotentialModule, uncertainty: Uncertainty, predicted: Mapping[str, Tensor], batch: AtomicBatch
 ) -> CalibrationData:
     """Errors and uncertainties of a labelled batch whose energies and forces are predicted already."""
     with torch.enable_grad():
@@ -82,8 +106,8 @@ def calibration_data(
         total, atomic = uncertainty(module.model, output, vectors, batch)
     return CalibrationData.of(
         Prediction(
-            energy=prediction.energy,
-            forces=prediction.forces,
+            energy=predicted["energy"],
+            forces=predicted["forces"],
             uncertainty=total.detach(),
             atomic_uncertainty=atomic.detach(),
         ),

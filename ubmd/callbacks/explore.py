@@ -9,7 +9,7 @@ from ase import Atoms
 from lightning.pytorch import Callback, Trainer
 
 from ubmd.dynamics.exploration import Exploration
-from ubmd.dynamics.explore import WalkerExploration
+from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress
@@ -33,7 +33,7 @@ class Explore(Callback):
 
     def __init__(
         self,
-        exploration: WalkerExploration,
+        exploration: Explorer,
         bias: Callable[[Potential], WalkerPotential],
         starts: Sequence[Atoms],
         folder: RoundFolder,

@@ -49,7 +49,7 @@ class AtomicBatch:
     shifts: Tensor | None = None
     """[n_atoms, k, 3] lattice translations of the neighbour, in whole cells; None if nothing is periodic."""
     energy: Tensor | None = None
-    """[n_systems] eV, reference."""
+    """[n_systems] eV, reference; always float64, because total energies are large."""
     forces: Tensor | None = None
     """[n_atoms, 3] eV/Å, reference."""
     stress: Tensor | None = None
@@ -128,12 +128,13 @@ class AtomicBatch:
         )
 
     def to(self, *args: torch.device | str | torch.dtype, non_blocking: bool = False) -> AtomicBatch:
-        """Moves all fields to a device; a dtype converts the floating-point fields only."""
+        """Moves all fields to a device; a dtype converts the floating-point fields but the energy."""
         moved = {}
         for field in fields(self):
             value = getattr(self, field.name)
             for arg in args:
-                if value is None or (isinstance(arg, torch.dtype) and not value.is_floating_point()):
+                real = value is not None and value.is_floating_point() and field.name != "energy"
+                if value is None or (isinstance(arg, torch.dtype) and not real):
                     continue
                 value = value.to(arg, non_blocking=non_blocking)
             moved[field.name] = value
@@ -163,15 +164,13 @@ def collate(
     cell = np.array([np.asarray(a.cell) if a.pbc.any() else np.zeros((3, 3)) for a in structures])
     neighbours, mask, shifts = neighbour_matrix(positions, cell, pbc, n_atoms, cutoff)
 
-    def real(values: np.ndarray | None) -> Tensor | None:
-        return None if values is None else torch.as_tensor(values, dtype=dtype, device=device)
-
-    def label(key: str, per_atom: bool) -> Tensor | None:
+    def label(key: str, *, per_atom: bool, dtype: torch.dtype = dtype) -> Tensor | None:
         found = [(a.arrays if per_atom else a.info).get(key) for a in structures]
         if any(v is None for v in found):
             return None
         arrays = [np.asarray(v, dtype=float) for v in found]
-        return real(np.concatenate(arrays) if per_atom else np.array(arrays))
+        values = np.concatenate(arrays) if per_atom else np.array(arrays)
+        return torch.as_tensor(values, dtype=dtype, device=device)
 
     def integer(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64, device=device)
@@ -185,8 +184,8 @@ def collate(
         n_atoms=integer(n_atoms),
         neighbours=integer(neighbours),
         mask=torch.as_tensor(mask, device=device),
-        shifts=real(shifts),
-        energy=label("REF_energy", per_atom=False),
+        shifts=None if shifts is None else torch.as_tensor(shifts, dtype=dtype, device=device),
+        energy=label("REF_energy", per_atom=False, dtype=torch.float64),
         forces=label("REF_forces", per_atom=True),
         stress=label("REF_stress", per_atom=False),
     )

@@ -10,9 +10,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.stress import voigt_6_to_full_3x3_stress
-from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
+from ubmd.data.neighbours import neighbour_matrix
 from ubmd.errors import InputError
 from ubmd.files import replaced
 
@@ -47,8 +46,7 @@ def read_structures(path: str | Path, *, index: str = ":") -> list[Atoms]:
         atoms.calc, results = None, atoms.calc
         if results is not None:
             _adopt_labels(atoms, results.results)
-        if "REF_stress" in atoms.info:
-            atoms.info["REF_stress"] = _full_stress(atoms.info["REF_stress"], f"structure {number} of {path}")
+        _check_labels(atoms, f"structure {number} of {path}")
     return frames
 
 
@@ -62,14 +60,29 @@ def _adopt_labels(atoms: Atoms, results: dict[str, np.ndarray]) -> None:
         atoms.info.setdefault("REF_stress", results["stress"])
 
 
-def _full_stress(stress: object, name: str) -> NDArray[np.float64]:
-    """A stress written as 3x3, nine or six (Voigt) numbers as a 3x3 matrix."""
-    values = np.asarray(stress, dtype=float)
-    if values.size == 6:
-        return voigt_6_to_full_3x3_stress(values)
-    if values.size == 9:
-        return values.reshape(3, 3)
-    raise InputError(f"{name} has a REF_stress of {values.size} numbers; write 9 (3x3, eV/Å³) or 6 (Voigt)")
+def _check_labels(atoms: Atoms, name: str) -> None:
+    """Refuses labels that are not numbers of the right shape; makes energy a float and stress a 3x3 matrix."""
+    labels = {key: atoms.info[key] for key in ("REF_energy", "REF_stress") if key in atoms.info}
+    if "REF_forces" in atoms.arrays:
+        labels["REF_forces"] = atoms.arrays["REF_forces"]
+    for key, label in labels.items():
+        try:
+            values = np.asarray(label, dtype=float)
+        except (TypeError, ValueError):
+            values = np.array([np.nan])
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} has a {key} that is not a number; repair or remove the structure")
+        if key == "REF_energy":
+            if values.size != 1:
+                raise InputError(f"{name} has a REF_energy of {values.size} numbers; write one, in eV")
+            atoms.info[key] = float(values.reshape(()))
+        elif key == "REF_forces" and values.shape != (len(atoms), 3):
+            raise InputError(f"{name} has REF_forces of shape {values.shape}; write three numbers an atom, in eV/Å")
+        elif key == "REF_stress":
+            if values.size not in (6, 9):
+                raise InputError(f"{name} has a REF_stress of {values.size} numbers; write 9 (3x3, eV/Å³) or 6 (Voigt)")
+            full = voigt_6_to_full_3x3_stress(values) if values.size == 6 else values.reshape(3, 3)
+            atoms.info[key] = full
 
 
 def read_labelled(path: str | Path) -> list[Atoms]:
@@ -107,10 +120,10 @@ def check_structure(atoms: Atoms, name: str) -> None:
         spanned = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
         if not np.isfinite(vectors).all() or spanned <= 1e-6 * max(np.prod(lengths), 1e-6):
             raise InputError(f"{name} is periodic but its cell has zero volume; give its lattice or switch pbc off")
-    if len(atoms) > 1 and not atoms.pbc.any():
-        distances = KDTree(atoms.positions).query(atoms.positions, k=2)[0][:, 1]
-        if distances.min() < 1e-3:
-            raise InputError(f"{name} has two atoms in the same place (atom {int(distances.argmin())}); remove one")
+    cell = np.asarray(atoms.cell)[None] if atoms.pbc.any() else np.zeros((1, 3, 3))
+    touching = neighbour_matrix(atoms.positions, cell, atoms.pbc[None], np.array([len(atoms)]), 1e-3)[1].any(axis=1)
+    if touching.any():
+        raise InputError(f"{name} has two atoms in the same place (atom {int(touching.argmax())}); remove one")
 
 
 def check_species(structures: Iterable[Atoms], species: Sequence[str], name: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
+from ubmd.models.gmnn import species_numbers
 
 __all__ = ["System"]
 
@@ -45,6 +46,7 @@ class System:
         check_structure(self.atoms, "system.structure")
         if self.species is None:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
+        species_numbers(self.symbols)
         check_species([self.atoms], self.symbols, "system.structure")
         if self.n_initial < 2:
             raise InputError(
@@ -53,10 +55,16 @@ class System:
         for name, quantity in (("displacement", self.displacement), ("strain", self.strain)):
             if quantity < 0:
                 raise InputError(f"system.{name}={quantity} must not be negative")
+            if (not quantity < 1 / 6 and name == "strain") or not np.isfinite(quantity):
+                # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
+                raise InputError(f"system.{name}={quantity} is too large; use a small number such as 0.02")
+        if self.strain and not self.periodic:
+            raise InputError(f"system.strain={self.strain} needs a structure that is periodic in three directions")
         for name, atoms in self.torsions.items():
-            if len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
+            if len(set(atoms)) != 4 or len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
                 raise InputError(
-                    f"system.torsions.{name}={list(atoms)} must be four atom indices from 0 to {len(self.atoms) - 1}"
+                    f"system.torsions.{name}={list(atoms)} must be four different atom indices "
+                    f"from 0 to {len(self.atoms) - 1}"
                 )
 
     @property

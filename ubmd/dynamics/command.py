@@ -18,7 +18,7 @@ from ubmd.config import build, plain
 from ubmd.data.io import read_structures, write_structures
 from ubmd.data.system import System
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
-from ubmd.dynamics.explore import WalkerExploration
+from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.errors import InputError
@@ -47,7 +47,7 @@ def run_md(cfg: DictConfig) -> None:
     """
     _check_plain_settings(cfg)
     device = torch_device(cfg.device)
-    exploration: WalkerExploration = build(cfg, "dynamics")
+    exploration: Explorer = build(cfg, "dynamics")
     trained = load_potential(str(cfg.potential), device=device)
     parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
     potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
@@ -109,7 +109,7 @@ def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
 
 def _explore(
     cfg: DictConfig,
-    exploration: WalkerExploration,
+    exploration: Explorer,
     potential: WalkerPotential,
     weights: Tensor,
     starts: Sequence[Atoms],

@@ -17,7 +17,7 @@ from ubmd.models.potential import Memory, Potential, Prediction, WalkerPotential
 from ubmd.uncertainty.base import Uncertainty
 from ubmd.units import KB
 
-__all__ = ["Metadynamics", "hills_energy"]
+__all__ = ["Metadynamics", "hills"]
 
 CENTRES = "metadynamics_centres"
 HEIGHTS = "metadynamics_heights"
@@ -25,7 +25,9 @@ COUNT = "metadynamics_count"
 EVALUATIONS = "metadynamics_evaluations"
 
 
-def hills_energy(values: Tensor, centres: Tensor, heights: Tensor, widths: Tensor, periods: Tensor) -> Tensor:
+def hills(
+    values: Tensor, centres: Tensor, heights: Tensor, widths: Tensor, periods: Tensor
+) -> tuple[Tensor, Tensor]:
     """V(s) = sum_k h_k exp(-|(s - s_k) / sigma|² / 2), with the nearest image of a periodic variable.
 
     Args:
@@ -36,12 +38,13 @@ def hills_energy(values: Tensor, centres: Tensor, heights: Tensor, widths: Tenso
         periods: [d], infinite where there is none.
 
     Returns:
-        [...] eV.
+        V [...] eV and dV/ds [..., d].
     """
     distance = values[..., None, :] - centres
-    turns = torch.round(distance.detach() / periods)  # x / inf is 0
-    distance = distance - torch.where(turns == 0, 0.0, turns * periods)
-    return (heights * torch.exp(-0.5 * (distance / widths).square().sum(-1))).sum(-1)
+    turns = torch.round(distance / periods)  # x / inf is 0
+    reduced = (distance - torch.where(turns == 0, 0.0, turns * periods)) / widths
+    energies = heights * torch.exp(-0.5 * reduced.square().sum(-1))
+    return energies.sum(-1), -(energies[..., None, :] @ reduced).squeeze(-2) / widths
 
 
 class Metadynamics(nn.Module):
@@ -133,9 +136,8 @@ class Metadynamics(nn.Module):
         centres, heights = memory[CENTRES], memory[HEIGHTS]
         with torch.enable_grad():
             values, leaves = variable_derivatives(batch, self.variables)
-            energy = hills_energy(values, centres, heights, self.widths, self.periods)
-            gradient, strain = torch.autograd.grad(energy.sum(), leaves, materialize_grads=True)
-        energy, values = energy.detach(), values.detach()
+        energy, slope = hills(values.detach(), centres, heights, self.widths, self.periods)
+        gradient, strain = torch.autograd.grad(values, leaves, slope, materialize_grads=True)
         if plain.stress is not None:
             strain = 0.5 * (strain + strain.transpose(1, 2)) / batch.volume[:, None, None]
         return replace(
@@ -144,7 +146,7 @@ class Metadynamics(nn.Module):
             forces=plain.forces - gradient.to(plain.forces),
             stress=None if plain.stress is None else plain.stress + strain.to(plain.stress),
             bias_energy=energy if plain.bias_energy is None else plain.bias_energy + energy,
-            memory=self._deposited(memory, values, energy),
+            memory=self._deposited(memory, values.detach(), energy),
         )
 
     def free_energy(self, memory: Memory, grid: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ class Metadynamics(nn.Module):
             [walkers, m] eV.
         """
         centres, heights = memory[CENTRES][:, None], memory[HEIGHTS][:, None]
-        energy = hills_energy(grid.to(centres), centres, heights, self.widths, self.periods)
+        energy, _ = hills(grid.to(centres), centres, heights, self.widths, self.periods)
         return -energy / (1 - 1 / self.bias_factor)
 
     def _memory(self, memory: Memory | None, batch: AtomicBatch) -> Memory:

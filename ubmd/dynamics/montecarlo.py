@@ -149,26 +149,90 @@ class MetropolisStep:
             prediction: of the proposed positions.
             noise: the same numbers.
         """
-        proposed = state.observed(prediction, step=state.step + 1)
+        after = state.observed(prediction, step=state.step + 1)
         # log of a uniform number, exact where the number is tiny
         log_uniform = torch.special.log_ndtr(noise.view(state.n_walkers, -1, 2, 3)[:, 0, 1, 2].double())
         # NaN compares as False: what cannot be evaluated is refused
-        accepted = log_uniform * self.kt <= -_energy_change(state, proposed)
-        positions = state.memory[ORIGIN].reshape(-1, 3)
-        before = {key: value for key, value in state.memory.items() if key != ORIGIN}
+        accepted = log_uniform * self.kt <= -_energy_change(state, after)
         atoms = accepted[state.batch.system_idx]
-
-        def chosen(new: Tensor | None, old: Tensor | None) -> Tensor | None:
-            if new is None or old is None:
-                return None
-            mask = atoms if len(new) == len(atoms) else accepted
-            return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
-
-        walker_fields = ("energy", "uncertainty", "tau", "bias_energy")
-        return proposed.replace(
-            batch=state.batch.replace(positions=torch.where(atoms[:, None], state.batch.positions, positions)),
-            forces=torch.where(atoms[:, None], proposed.forces, state.forces),
-            memory={key: chosen(value, before.get(key, value)) for key, value in proposed.memory.items() if key != ORIGIN},
-            atomic_uncertainty=chosen(proposed.atomic_uncertainty, state.atomic_uncertainty),
-            **{name: chosen(getattr(proposed, name), getattr(state, name)) for name in walker_fields},
+        before = state.batch.replace(positions=state.memory[ORIGIN].reshape(-1, 3))
+        memory = {key: value for key, value in after.memory.items() if key != ORIGIN}
+        return after.replace(
+            batch=before.replace(positions=_either(atoms, state.batch.positions, before.positions)),
+            forces=_either(atoms, after.forces, state.forces),
+            memory={key: _either(accepted, new, state.memory.get(key)) for key, new in memory.items()},
+            energy=_either(accepted, after.energy, state.energy),
+            uncertainty=_either(accepted, after.uncertainty, state.uncertainty),
+            atomic_uncertainty=_either(atoms, after.atomic_uncertainty, state.atomic_uncertainty),
+            tau=_either(accepted, after.tau, state.tau),
+            bias_energy=_either(accepted, after.bias_energy, state.bias_energy),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCarloExploration(Explorer):
+    """Explores by Metropolis Monte Carlo of molecules: a step is a move.
+
+    With :class:`~ubmd.dynamics.bias.BiasedPotential` on E - tau u, else on whatever the potential is. Torsion
+    moves jump from one basin to another without the path between them.
+
+    Args:
+        integrator: moves and temperature.
+    """
+
+    integrator: MonteCarlo
+
+    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], Metropolis]:
+        return structures, self.integrator.of(structures[0])
+
+    @property
+    def temperature(self) -> float:
+        return self.integrator.temperature
+
+
+def rotated(positions: Tensor, axes: Tensor, moved: Tensor, angle: Tensor) -> Tensor:
+    """Positions with some atoms turned about a bond (Rodrigues' formula).
+
+    Args:
+        positions: [n_walkers, n, 3] Å.
+        axes: [n_walkers, 2] atoms from the first of which to the second the axis points.
+        moved: [n_walkers, n] True for the atoms that are turned.
+        angle: [n_walkers] rad, counter-clockwise as seen against the axis.
+
+    Returns:
+        [n_walkers, n, 3] Å.
+    """
+    first, second = positions.gather(1, axes[..., None].expand(-1, -1, 3)).unbind(1)
+    axis = torch.nn.functional.normalize(second - first, dim=1)[:, None]
+    arm = positions - first[:, None]
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along = (arm * axis).sum(2, keepdim=True) * axis
+    turned = along + cosine * (arm - along) + sine * torch.linalg.cross(axis.expand_as(arm), arm)
+    return torch.where(moved[..., None], first[:, None] + turned, positions)
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), float64, from standard normal ones."""
+    return torch.special.ndtr(normal.double()).clamp(max=1 - 2**-53)
+
+
+def _energy_change(before: WalkerState, after: WalkerState) -> Tensor:
+    """[n_walkers] eV: what a move costs, with the bias of both ends at the strength that held before it."""
+    assert before.energy is not None, "walkers are evaluated before they move"
+    assert after.energy is not None
+    change = after.energy - before.energy
+    if before.bias_energy is None or after.bias_energy is None:
+        return change
+    bias = after.bias_energy
+    if before.tau is not None and after.tau is not None:
+        # tau is 0 for a bias without one; equal strengths must not become 1 + rounding
+        adapts = (after.tau != before.tau) & (after.tau != 0)
+        bias = torch.where(adapts, bias * (before.tau / after.tau), bias)
+    return change + bias - before.bias_energy
+
+
+def _either(accepted: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
+    """``new`` where accepted [first axis], else ``old``."""
+    if new is None or old is None:
+        return new
+    return torch.where(accepted.view(-1, *[1] * (new.ndim - 1)), new, old)

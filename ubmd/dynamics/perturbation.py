@@ -52,7 +52,9 @@ class RandomPerturbation:
             InputError: if a cell is to be strained where there is none, or in structures below three atoms.
         """
         if self.strain and not bool(state.batch.pbc.all()):
-            raise InputError(f"strain={self.strain} needs structures that are periodic in three directions; set it to 0")
+            raise InputError(
+                f"strain={self.strain} needs structures that are periodic in three directions; set it to 0"
+            )
         if self.strain and bool((state.batch.n_atoms < 3).any()):
             raise InputError("strain needs structures of at least three atoms; use a supercell")
         return self

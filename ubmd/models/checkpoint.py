@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from ubmd.config import locate
 from ubmd.errors import InputError
 from ubmd.files import replaced
 from ubmd.models.gmnn import GMNN
@@ -70,12 +70,20 @@ def load_potential(path: str | Path, *, device: torch.device | str = "cpu") -> T
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         found = content["format"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError) as error:
+    except Exception as error:  # damaged bytes raise anything from OSError to UnicodeDecodeError
         raise InputError(f"{path} is not a potential written by ubmd ({type(error).__name__})") from error
     if found != FORMAT:
         raise InputError(f"{path} has format {found}, this version of ubmd reads {FORMAT}; use a matching version")
     for part in ("model", "uncertainty"):
-        _check_targets(content[part], path)
+        _check_config(content.get(part), path)
+    try:
+        return _built(content, device)
+    except Exception as error:  # parts that do not fit each other fail wherever they meet
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} holds parts that do not fit together ({reason}); write it anew") from error
+
+
+def _built(content: Mapping[str, Any], device: torch.device | str) -> TrainedPotential:
     model = instantiate(content["model"])
     uncertainty = instantiate(content["uncertainty"])(model=model)
     dtype = next(v.dtype for v in content["model_state"].values() if v.is_floating_point())
@@ -85,19 +93,28 @@ def load_potential(path: str | Path, *, device: torch.device | str = "cpu") -> T
     return TrainedPotential(model, uncertainty)
 
 
-def _check_targets(config: object, path: Path) -> None:
+def _check_config(config: object, path: Path) -> None:
     """Refuses to build anything but modules of this package: a file must not choose what is called."""
     if isinstance(config, Mapping):
         target = config.get("_target_")
-        if target is not None:
-            from ubmd.config import locate
-
-            allowed = isinstance(target, str) and target.startswith("ubmd.")
-            found = locate(target) if allowed else None
-            if not (isinstance(found, type) and issubclass(found, nn.Module)):
-                raise InputError(f"{path} asks for {target}, which is not a part of a potential; do not trust it")
+        if target is not None and not _is_part(target):
+            raise InputError(f"{path} asks for {target}, which is not a part of a potential; do not trust it")
         for value in config.values():
-            _check_targets(value, path)
+            _check_config(value, path)
     elif isinstance(config, list | tuple):
         for value in config:
-            _check_targets(value, path)
+            _check_config(value, path)
+    elif isinstance(config, str) and "${" in config:
+        # an interpolation could make a target of a text
+        raise InputError(f"{path} holds the interpolation {config}, which no potential has; do not trust it")
+
+
+def _is_part(target: object) -> bool:
+    """True for the name of a module that this package defines (not merely imports)."""
+    if not isinstance(target, str) or not target.startswith("ubmd."):
+        return False
+    try:
+        found = locate(target)
+    except InputError:
+        return False
+    return isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith("ubmd.")

@@ -36,9 +36,9 @@ def species_numbers(species: Sequence[str]) -> list[int]:
     """
     unknown = [s for s in species if s not in atomic_numbers]
     if unknown:
-        raise InputError(f"species names {unknown[0]!r}, which is not a chemical symbol; write e.g. H, C, Al")
+        raise InputError(f"system.species names {unknown[0]!r}, which is not a chemical symbol; write e.g. H, C, Al")
     if len(set(species)) != len(species) or not species:
-        raise InputError(f"species must list each element once, got {list(species)}")
+        raise InputError(f"system.species must list each element once, got {list(species)}")
     return sorted(atomic_numbers[s] for s in species)
 
 

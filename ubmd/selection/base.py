@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
+from ase import Atoms
 from torch import Tensor
 
 from ubmd.errors import InputError
+from ubmd.uncertainty.base import Uncertainty
 
-__all__ = ["Pool", "Selection", "check_size"]
+__all__ = ["Pool", "Selection", "check_features", "check_selection", "check_size", "distinct"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class Pool:
 
 class Selection(Protocol):
     """Chooses candidates to be labelled."""
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the pool must have features."""
+        ...
 
     def __call__(self, pool: Pool, n_select: int, *, seed: int) -> Tensor:
         """Indices [n_select] of different candidates, int64, in the order in which they were chosen.
@@ -49,3 +59,62 @@ def check_size(n_select: int, n_candidates: int) -> None:
     """
     if not 0 <= n_select <= n_candidates:
         raise InputError(f"cannot select {n_select} structures from a pool of {n_candidates}")
+
+
+def check_selection(selection: Selection, uncertainty: Uncertainty) -> None:
+    """Refuses a selection by features where the uncertainty has none.
+
+    Raises:
+        InputError: naming both.
+    """
+    if selection.needs_features and uncertainty.n_features == 0:
+        raise InputError(
+            f"selection {type(selection).__name__} needs features, which {type(uncertainty).__name__} has not; "
+            "use selection=max_diag or selection=random"
+        )
+
+
+def check_features(pool: Pool, n_select: int) -> tuple[Tensor, Tensor]:
+    """Features of candidates [n, d] and labelled structures [m, d] in float64.
+
+    Raises:
+        InputError: if there are none, they are not finite, or fewer candidates than wanted.
+    """
+    if pool.features is None or pool.labelled_features is None:
+        raise InputError("the pool has no features, which this selection needs; use selection=max_diag")
+    check_size(n_select, len(pool.features))
+    check_finite(pool.features, "candidates")
+    check_finite(pool.labelled_features, "labelled structures")
+    return pool.features.detach().double(), pool.labelled_features.detach().double()
+
+
+def check_finite(features: Tensor, what: str) -> None:
+    """Refuses features [n, d] that are not finite.
+
+    Raises:
+        InputError: with their number.
+    """
+    bad = int((~torch.isfinite(features).all(1)).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(features)} {what} have features that are not finite; drop them")
+
+
+def distinct(candidates: Sequence[Atoms], labelled: Sequence[Atoms]) -> list[int]:
+    """Indices of candidates that are neither copies of earlier ones nor labelled already, in their order.
+
+    Structures are the same if elements, periodicity and, to 1e-8 Å, positions and cell are.
+    """
+    seen = {_fingerprint(atoms) for atoms in labelled}
+    out = []
+    for index, atoms in enumerate(candidates):
+        fingerprint = _fingerprint(atoms)
+        if fingerprint not in seen:
+            out.append(index)
+        seen.add(fingerprint)
+    return out
+
+
+def _fingerprint(atoms: Atoms) -> tuple[bytes, ...]:
+    lengths = (np.asarray(atoms.positions), np.asarray(atoms.cell))
+    # adding 0 makes -0 a 0
+    return (atoms.numbers.tobytes(), atoms.pbc.tobytes(), *((np.round(x, 8) + 0.0).tobytes() for x in lengths))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ubmd.errors import InputError
-from ubmd.selection.base import Pool, check_size
+from ubmd.selection.base import Pool, check_features, check_finite, check_size
+from ubmd.uncertainty.distance import first_largest
 from ubmd.uncertainty.posterior import gram_matrix, whitening_matrix
 
 __all__ = ["MaxDet", "max_det"]
 
 _ZERO = 1e-24
 """Squared residual, relative to the whole, below which a candidate adds nothing new (float64 rounding)."""
-_TIE = 1e-12
-"""Relative difference below which two residuals are the same and the lower index wins."""
 
 
 def max_det(whitened: Tensor, n_select: int) -> Tensor:
@@ -38,9 +38,7 @@ def max_det(whitened: Tensor, n_select: int) -> Tensor:
         InputError: if ``n_select`` exceeds n, or x is not finite.
     """
     check_size(n_select, len(whitened))
-    if not torch.isfinite(whitened).all():
-        bad = int((~torch.isfinite(whitened).all(1)).sum())
-        raise InputError(f"{bad} of {len(whitened)} candidates have features that are not finite; drop them")
+    check_finite(whitened, "candidates")
     residual = whitened.detach().double().clone()
     floor = _ZERO * residual.square().sum(1)
     chosen = torch.zeros(len(residual), dtype=torch.bool, device=residual.device)
@@ -48,8 +46,7 @@ def max_det(whitened: Tensor, n_select: int) -> Tensor:
     for _ in range(n_select):
         squared = residual.square().sum(1)
         squared = torch.where(squared > floor, squared, 0.0).masked_fill(chosen, -1.0)
-        best = squared.max()
-        pick = (squared >= best * (1 - _TIE)).int().argmax()
+        best, pick = squared.max(), first_largest(squared)
         order.append(pick)
         chosen[pick] = True
         if best > 0:
@@ -66,6 +63,7 @@ class MaxDet:
         InputError: if ``regularisation`` is not positive.
     """
 
+    needs_features: ClassVar[bool] = True
     regularisation: float = 0.01
     """lambda of the posterior (Eq. 25), with the labelled features' mean squared norm as the unit."""
 
@@ -75,9 +73,6 @@ class MaxDet:
 
     def __call__(self, pool: Pool, n_select: int, *, seed: int = 0) -> Tensor:
         """Indices [n_select] of the chosen candidates, most uncertain first; nothing here is random."""
-        if pool.features is None or pool.labelled_features is None:
-            raise InputError("max_det needs features, which this uncertainty has not; select by uncertainty alone")
-        check_size(n_select, len(pool.features))
-        labelled = pool.labelled_features
+        features, labelled = check_features(pool, n_select)
         whitening = whitening_matrix(gram_matrix(labelled), len(labelled), self.regularisation)
-        return max_det(pool.features.detach().double() @ whitening.T, n_select)
+        return max_det(features @ whitening.T, n_select)

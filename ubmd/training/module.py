@@ -174,8 +174,10 @@ class PotentialModule(LightningModule):
     def test_step(self, batch: AtomicBatch) -> None:
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: AtomicBatch) -> Prediction:
-        return self(batch)
+    def predict_step(self, batch: AtomicBatch) -> dict[str, Tensor]:
+        prediction = self(batch)
+        found = {"energy": prediction.energy, "forces": prediction.forces}
+        return found if prediction.stress is None else found | {"stress": prediction.stress}
 
     def _evaluate(self, stage: str, batch: AtomicBatch) -> None:
         prediction = self(batch)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import torch
 from ase.data import chemical_symbols
@@ -15,7 +15,7 @@ from torch import Tensor
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
-from ubmd.uncertainty.base import N_ELEMENTS, POOLED, Uncertainty
+from ubmd.uncertainty.base import N_ELEMENTS, Uncertainty
 
 __all__ = [
     "AtomicCalibration",
@@ -127,7 +127,19 @@ class ConformalCalibration:
             raise type(problem)(f"{what}: {problem}") from None
 
     def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
-        """One factor for all elements, see :class:`AtomicCalibration`."""
+        """Conformal factors by atomic number: one for all elements.
+
+        Args:
+            error: [n].
+            uncertainty: [n].
+            numbers: [n] atomic numbers.
+
+        Returns:
+            [119] float64.
+
+        Raises:
+            CalibrationSizeError, InputError: as :meth:`factor`.
+        """
         factor = self.factor(error, uncertainty, "atoms")
         return torch.full((N_ELEMENTS,), factor, dtype=torch.float64, device=error.device)
 
@@ -153,9 +165,20 @@ class MondrianCalibration:
             raise InputError(f"calibration.too_few must be 'error' or 'pooled', got {self.too_few!r}")
 
     def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
-        """A factor for each element, see :class:`AtomicCalibration`.
+        """Conformal factors by atomic number: one for each element.
 
         Elements without any atom have the factor of all elements together, whatever ``too_few`` is.
+
+        Args:
+            error: [n].
+            uncertainty: [n].
+            numbers: [n] atomic numbers.
+
+        Returns:
+            [119] float64; entry 0, which is no element, holds the factor of all elements together.
+
+        Raises:
+            CalibrationSizeError, InputError: as :meth:`ConformalCalibration.factor`, for any element.
         """
         pooled = ConformalCalibration(self.alpha, self.too_small)
         factors = pooled.atomic_factors(error, uncertainty, numbers)
@@ -171,30 +194,8 @@ class MondrianCalibration:
         return factors
 
 
-class AtomicCalibration(Protocol):
-    """How to calibrate the uncertainties of atoms."""
-
-    @property
-    def alpha(self) -> float:
-        """Accepted rate of errors above the calibrated uncertainty."""
-        ...
-
-    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
-        """Conformal factors by atomic number.
-
-        Args:
-            error: [n].
-            uncertainty: [n].
-            numbers: [n] atomic numbers.
-
-        Returns:
-            [119] float64; entry 0, which is no element, holds the factor of all elements together.
-
-        Raises:
-            CalibrationSizeError: with too few values.
-            InputError: for values that are not finite or have no factor, or no values at all.
-        """
-        ...
+AtomicCalibration = ConformalCalibration | MondrianCalibration
+"""How to calibrate the uncertainties of atoms."""
 
 
 @dataclass(frozen=True)
@@ -266,14 +267,26 @@ def calibrate(
     atomic: AtomicCalibration,
     total: ConformalCalibration,
 ) -> Factors:
-    """Multiplies the scales of ``uncertainty`` by the conformal factors of ``data``, and returns those.
+    """Sets the scales of ``uncertainty`` to the conformal factors of ``data``, and returns those.
 
-    ``data`` holds the uncertainties that the present scales gave, so calibrating twice is harmless.
     Either both scales change or, after an error, none.
+
+    Args:
+        uncertainty: not calibrated since it was fitted.
+        data: errors, and what ``uncertainty`` said.
+        atomic: calibration of atoms.
+        total: calibration of structures.
+
+    Raises:
+        CalibrationSizeError, InputError: as the calibrations do.
+        ValueError: if ``uncertainty`` is calibrated: a factor of all elements does not follow from
+            uncertainties that have a factor for each.
     """
+    if not ((uncertainty.atomic_scale == 1).all() and uncertainty.total_scale == 1):
+        raise ValueError("the uncertainty is calibrated already: fit it again, or set its scales to 1")
     factors = Factors.of(data, atomic=atomic, total=total)
-    uncertainty.atomic_scale.mul_(factors.atomic)
-    uncertainty.total_scale.mul_(factors.total)
+    uncertainty.atomic_scale.copy_(factors.atomic)
+    uncertainty.total_scale.fill_(factors.total)
     return factors
 
 
@@ -303,14 +316,14 @@ def held_out_coverage(
     Args:
         calibration: what was calibrated with.
         factors: that came of it.
-        test: held-out data, its uncertainties under the same scales as those of ``calibration``.
+        test: held-out data, its uncertainties not calibrated, as those of ``calibration``.
         atomic: the calibration of atoms.
         total: the calibration of structures.
 
     Returns:
         ``test_coverage_atom`` and ``test_coverage_total``, and both with ``_50`` for alpha = 0.5.
     """
-    half = Factors.of(calibration, atomic=_with_alpha(atomic, 0.5), total=_with_alpha(total, 0.5))
+    half = Factors.of(calibration, atomic=replace(atomic, alpha=0.5), total=replace(total, alpha=0.5))
     found = {}
     for suffix, used in (("", factors), ("_50", half)):
         found[f"test_coverage_atom{suffix}"], found[f"test_coverage_total{suffix}"] = coverage(test, used)

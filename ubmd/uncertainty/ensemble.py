@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ class EnsembleUncertainty(Scales):
     """Standard deviations of the members' energies and forces (Eqs. 22, 23, 28).
 
     The deviation of the energies is divided by the number of atoms, so that it compares with what it is
-    calibrated by, |dE| / N_at, and with structures of other sizes. One reverse pass gives the pair derivatives of all
-    members. From them follow the forces, and the gradient of the energies' deviation, which is a mean of the
-    members' forces and so costs nothing more. The gradient of the forces' deviation needs second derivatives:
-    it is computed if it is asked for, by another two passes.
+    calibrated by, |dE| / N_at, and with structures of other sizes. One reverse pass gives the pair
+    derivatives of all members. From them follow the forces, and the gradient of the energies' deviation, which is a weighted
+    mean of the members' forces and so costs nothing more. The gradient of the forces' deviation needs second
+    derivatives and another pass.
 
     Args:
         model: the ensemble whose uncertainty it will be.
@@ -61,12 +60,13 @@ class EnsembleUncertainty(Scales):
         """
         assert isinstance(output, EnsembleOutput)
         n_members = len(output.members)
-        pairs = _member_gradients(output, vectors)
-        with torch.no_grad():
-            energies = batch.sum_atoms(output.members.T.double())
-        # zero, and carries the members' derivatives
-        moved = (vectors - vectors.detach()) * pairs.detach()
-        energies = energies + batch.sum_atoms(moved.sum((2, 3)).T.double())
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            members = output.members.sum()
+        (pairs,) = torch.autograd.grad(members, output.vectors, retain_graph=True, create_graph=differentiable)
+        # the second term is zero and has the derivatives that are known already
+        known = ((vectors - vectors.detach()) * pairs.detach()).sum((2, 3))
+        energies = batch.sum_atoms((output.members.detach().double() + known).T)
         total = _deviation(energies, 1) / batch.n_atoms
         received = torch.zeros_like(batch.positions).expand(n_members, -1, -1)
         received = received.index_add(1, batch.neighbours.flatten(), pairs.flatten(1, 2))
@@ -87,31 +87,3 @@ def _deviation(values: Tensor, members: int) -> Tensor:
     deviation = values - values.mean(members, keepdim=True)
     axes = (members,) if values.ndim == 2 else (members, -1)
     return torch.linalg.vector_norm(deviation, dim=axes) * values.shape[members] ** -0.5
-
-
-def _member_gradients(output: EnsembleOutput, vectors: Tensor) -> Tensor:
-    """Derivatives of each member's energies with respect to pair vectors, [n_members, n_atoms, k, 3] eV/Å."""
-
-    def gradients(create_graph: bool) -> Tensor:
-        with torch.enable_grad():
-            energy = output.members.sum()
-        return torch.autograd.grad(energy, output.vectors, retain_graph=True, create_graph=create_graph)[0]
-
-    def product(slope: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.autograd.grad(gradients(True), vectors, slope, retain_graph=True)[0]
-
-    return _OnDemand.apply(vectors, gradients(False), product)  # pyright: ignore[reportReturnType]
-
-
-class _OnDemand(torch.autograd.Function):
-    """A value as a function of pair vectors whose derivative is computed only if it is needed."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, value: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.product = product
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.product(gradients[0]), None, None

@@ -69,6 +69,8 @@ class LastLayer(nn.Module):
         InputError: if ``n_projections`` is not positive.
     """
 
+    sketch: Tensor | None
+
     def __init__(self, layer_sizes: Sequence[tuple[int, int]], n_projections: int | None = None, seed: int = 0):
         super().__init__()
         width = layer_sizes[-1][0] + 1
@@ -81,8 +83,8 @@ class LastLayer(nn.Module):
 
     def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
         """Features phi_i [n_atoms, n_features] of the atoms that ``trace`` was computed for."""
-        x, sketch = trace.inputs[-1], self.sketch
-        return _with_bias(x) if sketch is None else _project(x, sketch)
+        x = trace.inputs[-1]
+        return _with_bias(x) if self.sketch is None else _project(x, self.sketch)
 
 
 class FullGradients(nn.Module):
