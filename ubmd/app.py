@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import os
+import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -30,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config, paths
+from ubmd import config, paths, sweeps
 from ubmd.cli import Command
 from ubmd.errors import InputError
 from ubmd.explain import check_groups, explain
@@ -129,10 +131,8 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
     several = [str(override.input_line) for override in parsed if override.is_sweep_override()]
     if several and not sweep:
         raise InputError(f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list")
-    if sweep:
-        params = cfg.hydra.sweeper.get("params") or {}
-        if str(cfg.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
-            points = sweep_points([*parse(hydra, [f"{k}={v}" for k, v in params.items()]), *parsed])
+    if sweep and _expands_beforehand(cfg):
+        points = sweep_points(_with_params(hydra, cfg, parsed))
     for point in points:
         cfg = compose_checked(hydra, command, point)
         if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
@@ -140,36 +140,98 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
     return sweep
 
 
+def _expands_beforehand(cfg: DictConfig) -> bool:
+    """Whether the sweeper's jobs are known before the first one runs."""
+    return str(cfg.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
+
+
+def _with_params(hydra: Hydra, cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
+    """The overrides of a sweep: those in its configuration, replaced and followed by those of the command line."""
+    params = cfg.hydra.sweeper.get("params") or {}
+    given = [*parse(hydra, [f"{k}={v}" for k, v in params.items()]), *parsed]
+    return list({override.get_key_element(): override for override in given}.values())
+
+
+def job_folders(hydra: Hydra, command: Command, overrides: Sequence[str]) -> list[Path]:
+    """The run folders of a sweep's jobs in their order; empty if its sweeper decides as it goes."""
+    parsed = parse(hydra, overrides)
+    cfg = compose_unchecked(hydra, command, sweep_points(parsed)[0])
+    if not _expands_beforehand(cfg):
+        return []
+    jobs = [job for batch in BasicSweeper.split_arguments(_with_params(hydra, cfg, parsed), None) for job in batch]
+    folders = (_sweep_folder(compose_unchecked(hydra, command, job), number) for number, job in enumerate(jobs))
+    return list(dict.fromkeys(folders))
+
+
+def _sweep_folder(cfg: DictConfig, number: int) -> Path:
+    """The folder of a sweep's job."""
+    before = HydraConfig.instance().cfg
+    try:
+        with read_write(cfg.hydra.job):
+            cfg.hydra.job.num = number
+        HydraConfig.instance().set_config(cfg)
+        return Path(os.path.abspath(cfg.hydra.sweep.dir)) / cfg.hydra.sweep.subdir
+    finally:
+        HydraConfig.instance().cfg = before
+
+
 def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: bool = False) -> int:
     """Check, then run a command as a single job or a sweep; returns the exit code."""
     sweep = check(hydra, command, overrides, multirun)
     mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     start = hydra.multirun if sweep else hydra.run
+    attempt = secrets.token_hex(4)
     try:
-        start(command.config_name, functools.partial(perform, command), [*overrides, f"hydra.mode={mode.name}"])
+        job = functools.partial(perform, command, attempt)
+        start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}"])
     except JobFailed as error:
         return error.code
     except _BadInput:
         return 2
+    finally:  # also of an interrupted sweep
+        if sweep:
+            sweeps.print_summary(job_folders(hydra, command, overrides), attempt)
     return 0
 
 
-def perform(command: Command, cfg: DictConfig) -> Any:
-    """One job: check, call the command's function, report what stops it."""
-    single = HydraConfig.get().mode == RunMode.RUN
+def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
+    """One job: check, call the command's function, report what stops it.
+
+    A sweep passes over what it finished at an earlier attempt, if the command allows for that.
+    """
+    hydra = HydraConfig.get()
+    single = hydra.mode == RunMode.RUN
+    folder, digest = Path(hydra.runtime.output_dir), ""
     try:
+        digest = sweeps.config_digest(config.plain(cfg))
+        done = sweeps.finished_before(folder, digest)
+        if done is not None and command.resumable and not single:
+            log.info("finished before: %s", folder.name)
+            return done.result
+        sweeps.write_record(folder, sweeps.JobRecord("running", attempt, digest))
+        _limit_threads(hydra.launcher)
         config.validate(cfg, command.config_name)
         _check_device(cfg)
         module, name = command.function.split(":")
-        return getattr(importlib.import_module(module), name)(cfg)
+        result = getattr(importlib.import_module(module), name)(cfg)
     except InputError as error:
         log.error("ubmd: error: %s", error)
+        sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=str(error)))
         if single:
             raise _BadInput from error
         raise JobFailed(str(error), code=2) from error
     except Exception as error:
         log.exception("stopped by an error")
+        sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=repr(error)))
         raise JobFailed(repr(error), code=1) from error
+    sweeps.write_record(folder, sweeps.JobRecord("finished", attempt, digest, result))
+    return result
+
+
+def _limit_threads(launcher: DictConfig) -> None:
+    """A job of a cluster takes the cores that it was given, not all; torch, not imported yet, reads it from there."""
+    if launcher.get("cpus_per_task"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task))
 
 
 def _check_device(cfg: DictConfig) -> None:

@@ -30,6 +30,9 @@ class Command:
     """``module:function``, imported when needed; takes the configuration, returns None or a float."""
     examples: tuple[str, ...]
     """Command lines for the help text."""
+    resumable: bool = False
+    """Whether a sweep may pass over a job that it has finished before, because nothing but the job's
+    configuration says what it does."""
 
     @property
     def config_name(self) -> str:
@@ -45,8 +48,9 @@ _COMMANDS = (
         (
             "ubmd learn experiment=ala2_demo",
             "ubmd learn experiment=ala2_demo seed=1 name=my_run",
-            "ubmd learn experiment=ala2_demo seed=0,1,2 -m",
+            "ubmd learn experiment=ala2_demo sweep=uncertainty -m",
         ),
+        resumable=True,
     ),
     Command(
         "train",

@@ -61,6 +61,17 @@ def test_no_digits_are_lost_far_from_the_origin() -> None:
     assert ((expanded.double() - exact.square()).abs() > 0.5 * exact.square()).any(), "the easy way must fail here"
 
 
+def test_nearest_of_points_that_rounding_cannot_tell_apart() -> None:
+    """Three points 0.05 apart at a distance of 1000: a matrix product in float32 ranks them at random."""
+    centres = 1000 * normal(20, 1, 8) / 8**0.5
+    train = (centres + 0.02 * normal(20, 3, 8, seed=1)).float()
+    features = train[:, 0] + 1e-3 * normal(20, 8, seed=2).float()
+    estimator = Distance(8)
+    estimator.fit(train.flatten(0, 1))
+    exact = (features.double()[:, None] - train.double().flatten(0, 1)[None]).norm(dim=2).min(1).values
+    torch.testing.assert_close(estimator(features).double(), exact, rtol=0.2, atol=0.0)
+
+
 def test_subset_equals_everything_when_it_is_everything() -> None:
     train, features = normal(30, 5), normal(20, 5, seed=1)
     exact, limited, small = Distance(5).double(), Distance(5, 30).double(), Distance(5, 10).double()

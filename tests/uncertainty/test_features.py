@@ -25,7 +25,9 @@ def automatic(readout: Readout, x: Tensor, layer: int) -> Tensor:
     """dy_i/d(W, b) of one layer [n, d_out * (d_in + 1)], atom by atom by automatic differentiation."""
     rows = []
     for row in x:
-        weight, bias = torch.autograd.grad(readout(row[None]).output.sum(), [readout.weights[layer], readout.biases[layer]])
+        weight, bias = torch.autograd.grad(
+            readout(row[None]).output.sum(), [readout.weights[layer], readout.biases[layer]]
+        )
         rows.append(torch.cat([weight, bias[:, None]], 1).flatten())
     return torch.stack(rows)
 

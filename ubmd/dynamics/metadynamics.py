@@ -25,9 +25,7 @@ COUNT = "metadynamics_count"
 EVALUATIONS = "metadynamics_evaluations"
 
 
-def hills(
-    values: Tensor, centres: Tensor, heights: Tensor, widths: Tensor, periods: Tensor
-) -> tuple[Tensor, Tensor]:
+def hills(values: Tensor, centres: Tensor, heights: Tensor, widths: Tensor, periods: Tensor) -> tuple[Tensor, Tensor]:
     """V(s) = sum_k h_k exp(-|(s - s_k) / sigma|² / 2), with the nearest image of a periodic variable.
 
     Args:

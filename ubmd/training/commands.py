@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from ase import Atoms
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from ubmd.analysis.figures import calibration_scatter, save_figure
@@ -126,11 +126,11 @@ def _prepare(cfg: DictConfig) -> _Job:
 
 def _species(cfg: DictConfig, files: DataFiles) -> list[str]:
     """The species of the configuration or else of the data."""
-    if cfg.species is None:
+    if cfg.species == "auto":
         return files.symbols
-    species = plain(cfg.species) if not isinstance(cfg.species, str) else cfg.species
-    if not isinstance(species, list):
-        raise InputError(f"species={species} must be a list, e.g. species=[H,C,O]")
+    if not isinstance(cfg.species, ListConfig):
+        raise InputError(f"species={cfg.species} must be a list, e.g. species=[H,C,O], or auto")
+    species: list[str] = plain(cfg.species)
     species_numbers(species)
     files.check_species(species)
     return species
@@ -163,7 +163,7 @@ def _fit(cfg: DictConfig, job: _Job, folder: Path, loggers: list[Logger], progre
     if datamodule.test_structures:
         held_out["test"] = datamodule.test_structures
     # what is reported is what was saved
-    potential = load_potential(folder / "model.ckpt")
+    potential = load_potential(folder / "model.ckpt", device=fit.device)
     size = datamodule.evaluation_batch_size
     found = {
         k: evaluate_structures(potential.model, potential.uncertainty, v, batch_size=size) for k, v in held_out.items()
@@ -253,6 +253,7 @@ def _digests(parts: dict[str, Sequence[Atoms]] | dict[str, list[Atoms]]) -> dict
         for atoms in structures:
             for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.arrays["REF_forces"]):
                 digest.update(values.tobytes())
-            digest.update(repr(float(atoms.info["REF_energy"])).encode())
+            stress = atoms.info.get("REF_stress")
+            digest.update(repr((float(atoms.info["REF_energy"]), None if stress is None else stress.tolist())).encode())
         out[f"{name}_sha256"] = digest.hexdigest()
     return out

@@ -74,7 +74,7 @@ class DataFiles:
                 if foreign:
                     raise InputError(
                         f"structure {number} of data.{name} contains {foreign[0]}, which is not in "
-                        f"species={list(species)}; add it there or leave species=null"
+                        f"species={list(species)}; add it there or leave species=auto"
                     )
 
     def datamodule(

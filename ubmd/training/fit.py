@@ -36,6 +36,8 @@ class Fit:
     """Errors on the test set by name, without ``test/``; empty without a test set."""
     seconds: float
     """Wall time of the training."""
+    device: torch.device
+    """Where it took place."""
 
 
 def fit_and_predict(
@@ -87,7 +89,8 @@ def fit_and_predict(
     module.load_state_dict(weights["state_dict"])
     errors = trainer.test(module, datamodule, verbose=False)[0] if datamodule.test_structures else {}
     trainer.predict(module, datamodule, return_predictions=False)
-    return Fit({name.removeprefix("test/"): float(value) for name, value in errors.items()}, seconds)
+    errors = {name.removeprefix("test/"): float(value) for name, value in errors.items()}
+    return Fit(errors, seconds, trainer.strategy.root_device)
 
 
 def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
@@ -145,6 +148,8 @@ def quiet_lightning() -> None:
         ".*You're resuming from a checkpoint that ended before the epoch ended.*",
         ".*Trying to infer the `batch_size`.*",
         ".*Experiment logs directory .* exists and is not empty.*",
+        ".*LeafSpec.*is deprecated.*",
         ".*GPU available but not used.*",
+        ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message)

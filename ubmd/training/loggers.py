@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,12 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             file = folder / "wandb_id.txt"
             if not file.exists():
                 file.write_text(secrets.token_hex(4))
+            if config.get("offline"):
+                # wandb's remarks are about syncing, which an offline run does later
+                os.environ.setdefault("WANDB_SILENT", "true")
             logger = instantiate(config, id=file.read_text().strip(), resume="allow")
+            # Lightning hands on a setting that wandb has given up, and wandb would say so in every run
+            logger._wandb_init.pop("anonymous", None)
             logger.experiment.define_metric("al/round")
             logger.experiment.define_metric("al/*", step_metric="al/round")
             logger.experiment.config.update(plain(cfg), allow_val_change=True)

@@ -20,10 +20,11 @@ class EnsembleUncertainty(Scales):
     """Standard deviations of the members' energies and forces (Eqs. 22, 23, 28).
 
     The deviation of the energies is divided by the number of atoms, so that it compares with what it is
-    calibrated by, |dE| / N_at, and with structures of other sizes. One reverse pass gives the pair
-    derivatives of all members. From them follow the forces, and the gradient of the energies' deviation, which is a weighted
-    mean of the members' forces and so costs nothing more. The gradient of the forces' deviation needs second
-    derivatives and another pass.
+    calibrated by, |dE| / N_at, and with structures of other sizes.
+
+    One reverse pass gives the pair derivatives of all members. From them follow the forces, and the gradient
+    of the energies' deviation, which is a weighted mean of the members' forces and so costs nothing more. The
+    gradient of the forces' deviation needs second derivatives and another pass.
 
     Args:
         model: the ensemble whose uncertainty it will be.

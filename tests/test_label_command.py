@@ -1,0 +1,157 @@
+"""``ubmd label`` with an analytic potential."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from ubmd import cli
+from ubmd.data.io import read_labelled
+from ubmd.reference.ase_reference import ASEReference
+from ubmd.reference.base import Label
+from ubmd.reference.store import LabelStore
+
+pytestmark = pytest.mark.usefixtures("quiet_logging")
+
+
+def structures() -> list[Atoms]:
+    """Rattled copper; the third has two atoms on each other's heels, the fifth an element that EMT does not know."""
+    rng = np.random.default_rng(0)
+    out = []
+    for _ in range(6):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(scale=0.1, size=(4, 3))
+        out.append(atoms)
+    out[2].positions[1] = out[2].positions[0] + [0.8, 0, 0]
+    out[4].numbers[0] = 92
+    return out
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with structures; returns the folder of the runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UBMD_RUNS")
+    ase.io.write("my.xyz", structures(), format="extxyz")
+    return tmp_path / "runs" / "label"
+
+
+def label(*overrides: str) -> int:
+    emt = "reference.calculator._target_=ase.calculators.emt.EMT"
+    return cli.main(["label", "structures=my.xyz", emt, *overrides])
+
+
+def only(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_labels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label() == 0
+    run = only(here)
+    found = read_labelled(run / "labelled.extxyz")
+    assert [a.info["source_index"] for a in found] == [0, 1, 3, 5]
+    for atoms in found:
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True, calculator=EMT())
+        assert atoms.info["REF_energy"] == pytest.approx(bare.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(atoms.arrays["REF_forces"], bare.get_forces(), atol=1e-6)
+        np.testing.assert_allclose(atoms.info["REF_stress"], bare.get_stress(voigt=False), atol=1e-6)
+    rejected = ase.io.read(run / "rejected.extxyz", ":")
+    assert [a.info["source_index"] for a in rejected] == [2, 4]
+    assert "exceeds the limit of 20 eV/Å" in rejected[0].info["reason"]
+    assert "U" in rejected[1].info["reason"]
+    shown = capsys.readouterr().out
+    assert f"rejected: structure 2: {rejected[0].info['reason']}" in shown
+    assert "4 labelled structures in" in shown
+    assert "2 rejected, 6 computed now" in shown
+    assert len(LabelStore(run / "labels.db")) == 6
+    kept = {"config.yaml", "provenance.json", "ubmd.log", "labels.db", "labelled.extxyz", "rejected.extxyz"}
+    assert {file.name for file in run.iterdir()} - {".hydra"} == kept
+
+
+def test_without_a_limit(here: Path) -> None:
+    assert label("labelling.max_force=null") == 0
+    found = read_labelled(only(here) / "labelled.extxyz")
+    assert [a.info["source_index"] for a in found] == [0, 1, 2, 3, 5]
+
+
+def test_interrupted_and_continued(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No label is computed twice, also after more structures came."""
+    original, computed = ASEReference.compute, []
+
+    def compute(self: ASEReference, atoms: Atoms) -> Label:
+        if len(computed) == 3:
+            computed.append(None)
+            raise KeyboardInterrupt
+        computed.append(atoms)
+        return original(self, atoms)
+
+    monkeypatch.setattr(ASEReference, "compute", compute)
+    assert label() == 130
+    run = only(here)
+    assert not (run / "labelled.extxyz").exists()
+    assert len(LabelStore(run / "labels.db")) == 3
+    assert label() == 0
+    assert len(computed) == 3 + 1 + 3
+    text = (run / "labelled.extxyz").read_bytes()
+    capsys.readouterr()
+    assert label() == 0
+    assert "0 computed now" in capsys.readouterr().out
+    assert (run / "labelled.extxyz").read_bytes() == text
+    more = structures()
+    more.append(more[0].copy())
+    more[-1].rattle(0.05, seed=1)
+    ase.io.write("my.xyz", more, format="extxyz")
+    assert label() == 0
+    assert "5 labelled structures" in (shown := capsys.readouterr().out)
+    assert "1 computed now" in shown
+
+
+def test_many_rejected(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = [structures()[0] for _ in range(1)] + [structures()[2] for _ in range(25)]
+    ase.io.write("my.xyz", many, format="extxyz")
+    assert label() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("rejected: structure") == 20
+    assert "and 5 more, see" in shown
+
+
+def test_nothing_left(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label("labelling.max_force=1e-9") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none of the 6 structures of my.xyz could be labelled (force of" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["structures=none.xyz"], "structure file none.xyz does not exist"),
+        (["labelling.max_force=-1"], "labelling.max_force=-1 must be a positive force in eV/Å"),
+        (["labelling.maxforce=1"], "labelling.maxforce is not a key of labelling; did you mean labelling.max_force?"),
+        (["logger=csv"], "logger: `ubmd label` logs to no logger"),
+        (["reference.calculator._target_=ase.calculators.emt.EMTT"], "ase.calculators.emt has no EMTT"),
+        (["reference.nam=x"], "reference.nam is not an option of ASEReference; did you mean reference.name?"),
+    ],
+)
+def test_bad_input(here: Path, overrides: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label(*overrides) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+    assert not list(here.rglob("provenance.json"))
+
+
+def test_reference_and_structures_must_be_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["label", "structures=my.xyz"]) == 2
+    assert "reference.calculator._target_ is missing" in capsys.readouterr().err
+    assert cli.main(["label", "reference=ff19sb"]) == 2
+    assert "structures is missing: give it as structures=VALUE" in capsys.readouterr().err
+    assert not here.exists()

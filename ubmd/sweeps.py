@@ -1,0 +1,109 @@
+"""What has become of each job of a sweep, kept in the folders of the jobs whatever launcher ran them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ubmd.errors import InputError
+from ubmd.files import replaced
+
+__all__ = ["JobRecord", "config_digest", "finished_before", "print_summary", "read_record", "write_record"]
+
+MAY_DIFFER = ("paths", "logger", "debug")
+"""Parts of the configuration that have no say in what a run computes."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """How far a job came, in ``.hydra/job.json`` of its folder."""
+
+    state: Literal["running", "finished", "failed"]
+    attempt: str
+    """Which start of a command it belongs to."""
+    digest: str
+    """Of its configuration, :func:`config_digest`."""
+    result: float | None = None
+    """What the command returned: a force RMSE, eV/Å."""
+    error: str | None = None
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Digest of a resolved configuration without the parts that have no say in the result."""
+    told = {key: value for key, value in config.items() if key not in MAY_DIFFER}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_record(folder: Path, record: JobRecord) -> None:
+    """Puts a job's record into its folder."""
+    with replaced(folder / ".hydra" / "job.json") as temporary:
+        temporary.write_text(json.dumps(asdict(record), indent=2))
+
+
+def read_record(folder: Path) -> JobRecord | None:
+    """The record in a job's folder; None without one, or with one that cannot be read."""
+    try:
+        return JobRecord(**json.loads((folder / ".hydra" / "job.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def finished_before(folder: Path, digest: str) -> JobRecord | None:
+    """The record of a job that has finished with this very configuration, if there is one."""
+    record = read_record(folder)
+    return record if record is not None and record.state == "finished" and record.digest == digest else None
+
+
+def print_summary(folders: Sequence[Path], attempt: str) -> None:
+    """Prints a line for each job of a sweep: how it ended, how many rounds it has, and its last error.
+
+    Args:
+        folders: of the jobs, whether they have been started or not.
+        attempt: the start of the command that the summary is about.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    records = [read_record(folder) for folder in folders]
+    progress = [_progress(folder) for folder in folders]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    table.add_column("job", overflow="fold")
+    for header in ("status", "rounds", "F-RMSE eV/Å"):
+        table.add_column(header, justify="left" if header == "status" else "right", no_wrap=True)
+    for folder, record, (rounds, error) in zip(folders, records, progress, strict=True):
+        if error is None and record is not None:
+            error = record.result
+        cells = ["–" if not rounds else str(rounds), "–" if error is None else f"{error:.3f}"]
+        table.add_row(folder.name, _status(record, attempt), *cells)
+    console.print(table)
+    for folder, record in zip(folders, records, strict=True):
+        if record is not None and record.attempt == attempt and record.error:
+            console.print(f"{folder.name} failed: {record.error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"  see {folder / 'ubmd.log'}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _status(record: JobRecord | None, attempt: str) -> str:
+    if record is None:
+        return "not started"
+    if record.state == "running":  # the sweep is over, so nobody runs it any more
+        return "interrupted"
+    if record.attempt == attempt:
+        return record.state
+    return "finished before" if record.state == "finished" else "not started"
+
+
+def _progress(folder: Path) -> tuple[int, float | None]:
+    """Finished rounds of a run of active learning and its last force error, eV/Å; 0 and None for other jobs."""
+    from ubmd.analysis.metrics import read_metrics
+
+    try:
+        rows = read_metrics(folder / "metrics.csv")
+    except InputError:
+        return 0, None
+    return len(rows), rows[-1]["force_rmse_ev_per_ang"] if rows else None
