@@ -44,7 +44,7 @@ def run_variant(
         datamodule.set_round(index, store.structures(index))
         module = instantiate(cfg.training)(model=model)
         if warm and previous is not None:
-            module.start_from(previous, "the last round", first_rate=share)
+            module.start_from(previous, "the last round")
         uncertainty = instantiate(cfg.uncertainty)(model=model, seed=stage_seed(cfg.seed, index, Stage.SKETCH))
         previous = folder / f"{index}.ckpt"
 

@@ -279,9 +279,7 @@ def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
     model = build(run.cfg, "model")(species=run.system.symbols, seed=weights).to(dtype)
     module = build(run.cfg, "training")(model=model)
     if index and run.cfg.learning.warm_start is not None:
-        # the end of a fit: what is left of the steps, at the learning rates that it would have reached
-        share = run.cfg.learning.warm_start
-        module.start_from(run.store.folder(index - 1).model, "learning.warm_start", first_rate=share)
+        module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
     uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
     return model, module, uncertainty

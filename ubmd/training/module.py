@@ -89,7 +89,6 @@ class PotentialModule(LightningModule):
         self.stress = self.loss.stress > 0
         self.sam_radius = sam_radius
         self.started = False
-        self.first_rate = 1.0
         self._silent = False
         if start is not None:
             self.start_from(start)
@@ -111,20 +110,14 @@ class PotentialModule(LightningModule):
         """The model of atomic energies."""
         return self.potential.model  # pyright: ignore[reportReturnType]
 
-    def start_from(self, path: str | Path, name: str = "training.start", *, first_rate: float = 1.0) -> None:
-        """Takes the weights of a potential that ubmd wrote.
-
-        Args:
-            path: a ``model.ckpt``.
-            name: what a message calls it.
-            first_rate: share of the initial learning rates from which they decay.
+    def start_from(self, path: str | Path, name: str = "training.start") -> None:
+        """Takes the weights of a potential that ubmd wrote; ``name`` is what a message calls it.
 
         Raises:
             InputError: if it does not fit the model.
         """
         load_weights(self.model, path, name)
         self.started = True
-        self.first_rate = first_rate
 
     def initialise(self, batches: Iterable[AtomicBatch]) -> None:
         """Sets atomic energies by regression on the training structures (Eq. 10).
@@ -233,7 +226,5 @@ class PotentialModule(LightningModule):
         groups = [{"params": p, "lr": rates[name]} for name, p in self.model.parameter_groups().items()]
         optimizer = torch.optim.Adam(groups, betas=self.betas, eps=self.eps)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.first_rate * max(1 - step / steps, 0.0)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0.0))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
