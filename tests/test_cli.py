@@ -63,6 +63,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for command in cli.COMMANDS.values():
         assert command.name in overview
         assert command.summary in overview
+    assert "compare" in overview
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"ubmd {__version__}\n"
 
@@ -95,7 +96,7 @@ def test_help_marks_the_chosen_option(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 SENTENCES = {
-    "lern": "lern is not a command; did you mean learn? (valid: learn, train, evaluate, md, label)",
+    "lern": "lern is not a command; did you mean learn? (valid: learn, train, evaluate, md, label, compare)",
     "learn --multi": "unrecognized arguments: --multi; see ubmd learn --help",
     "learn bias.denominatr=3": (
         "bias.denominatr is not an option of Fraction; did you mean bias.denominator? (valid: denominator, numerator)"

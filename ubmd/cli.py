@@ -95,8 +95,14 @@ _COMMANDS = (
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 
+COMPARE = "compare"
+"""The command that takes folders instead of a configuration: :mod:`ubmd.compare`."""
+_SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
+    COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds"
+}
 
-class _Parser(argparse.ArgumentParser):
+
+class Parser(argparse.ArgumentParser):
     """An argument parser that reports bad flags the way every other bad input is reported."""
 
     def error(self, message: str) -> NoReturn:
@@ -104,7 +110,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"ubmd {command.name}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"ubmd {command.name}", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination (a=1,2 b=x,y)")
@@ -117,14 +123,14 @@ def _parser(command: Command) -> argparse.ArgumentParser:
 
 def overview() -> str:
     """The text of ``ubmd --help``."""
-    width = max(map(len, COMMANDS))
+    width = max(map(len, _SUMMARIES))
     lines = [
         "ubmd: uncertainty-biased molecular dynamics and active learning of interatomic potentials",
         "",
         "usage: ubmd COMMAND [key=value ...]",
         "",
         "commands:",
-        *(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()),
+        *(f"  {name:<{width}}  {summary}" for name, summary in _SUMMARIES.items()),
         "",
         "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command.",
         "ubmd --version prints the version.",
@@ -135,9 +141,9 @@ def overview() -> str:
 def _find(name: str) -> Command:
     if name in COMMANDS:
         return COMMANDS[name]
-    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    near = get_close_matches(name, _SUMMARIES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"{name} is not a command; {hint}(valid: {', '.join(COMMANDS)})")
+    raise InputError(f"{name} is not a command; {hint}(valid: {', '.join(_SUMMARIES)})")
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -147,6 +153,10 @@ def _run(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         print(f"ubmd {__version__}")
         return 0
+    if argv[0] == COMPARE:
+        from ubmd.compare import compare
+
+        return compare(argv[1:])
     command = _find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
 

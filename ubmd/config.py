@@ -276,6 +276,11 @@ def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
     return name
 
 
+def run_tags(name: str) -> list[str]:
+    """The overrides in the name of a run's folder one by one, as tags; wandb takes up to 64 characters."""
+    return [part[:64] for part in name.split("+")]
+
+
 def wandb_offline() -> bool:
     """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode."""
     return os.environ.get("WANDB_MODE", "offline") in ("", "offline")
@@ -326,5 +331,6 @@ def write_record(cfg: DictConfig, folder: Path | str) -> None:
 
 
 OmegaConf.register_new_resolver("run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True)
+OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("cwd", os.getcwd, replace=True)  # unlike ${hydra:runtime.cwd}, before a job too

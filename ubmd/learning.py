@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,23 +14,28 @@ from ase import Atoms
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from ubmd.analysis.figures import calibration_scatter, save_figure
 from ubmd.analysis.report import report_run, round_analysis
+from ubmd.calculator import torch_device
 from ubmd.callbacks.acquire import Acquire, label_with_progress
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.explore import Explore
+from ubmd.callbacks.steps import CumulativeStep
 from ubmd.config import build, check_device, plain
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
-from ubmd.models.checkpoint import save_potential
+from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import Reference
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import INITIAL, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.selection.base import check_selection
+from ubmd.training.artifacts import log_results
+from ubmd.training.evaluation import evaluate_structures
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import fit_and_predict, quiet_lightning, trainer_limits
 from ubmd.training.loggers import close_loggers, open_loggers
@@ -89,7 +95,10 @@ def learn(cfg: DictConfig) -> float | None:
                     break
                 _round(run, index, structures)
             records = run.store.records()
+            potential = run.store.folder(len(records) - 1).model
+            _draw_calibration(run, potential)
             report_run(run.store, run.torsions, progress.console)
+            log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
         finally:
             close_loggers(loggers)
     return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
@@ -233,12 +242,13 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.seed,
         run.progress,
     )
+    steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
     fit = fit_and_predict(
         run.cfg,
         module,
         run.datamodule,
         folder.fit,
-        acquisition=[calibrate] if final else [calibrate, explore, acquire],
+        acquisition=[steps, calibrate] if final else [steps, calibrate, explore, acquire],
         loggers=run.loggers,
         progress=run.progress,
         title=f"round {index} fit",
@@ -254,6 +264,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         **calibrate.coverage,
         "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
         "conformal_scale_total": float(uncertainty.total_scale),
+        "fit_steps": steps.taken,
         "time_fit_s": fit.seconds,
         "time_calibrate_s": calibrate.seconds,
     }
@@ -298,6 +309,21 @@ def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
         "time_select_s": acquire.seconds_select,
         "time_label_s": acquire.seconds_label,
     }
+
+
+def _draw_calibration(run: Run, potential: Path) -> None:
+    """The last potential's largest atomic errors on the test set against their uncertainties, drawn once."""
+    file = run.store.figures / "calibration.png"
+    structures = run.datamodule.test_structures
+    if not structures or file.exists():
+        return
+    device = torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto")
+    trained = load_potential(potential, device=device)
+    size = run.datamodule.evaluation_batch_size
+    found = evaluate_structures(trained.model, trained.uncertainty, structures, batch_size=size)
+    errors, uncertainties = found.largest(found.atomic_error), found.largest(found.atomic_uncertainty)
+    alpha = build(run.cfg, "calibration.atomic").alpha
+    save_figure(calibration_scatter(errors, uncertainties, alpha=alpha), file)
 
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:

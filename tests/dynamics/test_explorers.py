@@ -60,8 +60,8 @@ def test_interrupted_exploration_equals_the_uninterrupted_one(tmp_path: Path, wa
         return state, potential, STEPS[way], RULES
 
     whole = run_walkers(*case(), frame_interval=5, skin=0.4)
-    assert whole.n_frames > 20
-    assert way == "shared hills" or len(set(whole.reasons)) > 1
+    assert whole.n_frames > 10
+    assert len(set(whole.steps)) > 1, "walkers stop one by one"
     file, lives, calls = tmp_path / "walkers.pt", 0, 0
 
     def die_later(*_) -> None:

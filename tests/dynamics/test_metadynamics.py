@@ -23,17 +23,14 @@ from ubmd.units import KB
 KT = KB * 300
 
 
-class Along:
+class Along(CollectiveVariables):
     """The first atom's x coordinate."""
 
     def __init__(self, width: float):
-        self.widths, self.periods = (width,), (math.inf,)
+        super().__init__([width], [math.inf])
 
-    def __call__(self, batch: AtomicBatch) -> Tensor:
+    def forward(self, batch: AtomicBatch) -> Tensor:
         return batch.positions[batch.n_atoms.cumsum(0) - batch.n_atoms, :1]
-
-    def check(self, batch: AtomicBatch) -> None:
-        pass
 
 
 class Surface:
@@ -213,7 +210,9 @@ def stress_of(potential: Metadynamics, batch: AtomicBatch, memory: Memory) -> Te
             zero = torch.zeros(batch.n_systems, dtype=torch.float64)
             return Prediction(zero, torch.zeros_like(batch.positions), torch.zeros_like(batch.cell), memory=memory)
 
-    other = Metadynamics(Unstressed(), variables=potential.variables, height=0.1, stride=1, bias_factor=5.0, capacity=4)
+    other = Metadynamics(
+        Unstressed(), variables=list(potential.variables), height=0.1, stride=1, bias_factor=5.0, capacity=4
+    )
     prediction = other(batch, memory, stress=True)
     assert prediction.stress is not None
     return prediction.stress

@@ -47,7 +47,7 @@ class Exploration:
     steps: NDArray[np.int64]
     """[w] step at which the walker stopped."""
     temperature: NDArray[np.float64]
-    """[w] K, the thermostat's target."""
+    """[w] K, the thermostat's target or the Monte Carlo's; NaN if there is neither."""
     max_uncertainty: NDArray[np.float64]
     """[w] highest atomic uncertainty met at any step of this exploration, eV/Å."""
 

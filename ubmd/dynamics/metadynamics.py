@@ -60,7 +60,7 @@ class Metadynamics(nn.Module):
     Args:
         potential: below the hills; with an ``uncertainty`` the unbiased potential of a model.
         uncertainty: predicted besides, for rules on when to stop; None takes the potential's own, if any.
-        variables: collective variables, each with the widths of its hills.
+        variables: collective variables, each with the widths of its hills; moved with this module.
         temperature: of the walkers, K.
         height: of the first hill, eV.
         stride: evaluations of a walker between hills.
@@ -102,12 +102,13 @@ class Metadynamics(nn.Module):
         if not bias_factor > 1:
             raise InputError(f"bias.bias_factor must exceed 1 (.inf for hills of equal height), got {bias_factor}")
         self.base = potential if uncertainty is None else BiasedPotential(potential, uncertainty, tau=0.0)  # pyright: ignore[reportArgumentType]
-        self.variables = list(variables)
+        self.variables = nn.ModuleList(variables)
+        each = list(variables)
         self.height, self.stride, self.capacity, self.shared = float(height), stride, capacity, shared
         self.bias_factor = float(bias_factor)
         self.tempering = KB * temperature * (bias_factor - 1)
-        widths = [width for v in self.variables for width in v.widths]
-        periods = [period for v in self.variables for period in v.periods]
+        widths = [width for variable in each for width in variable.widths]
+        periods = [period for variable in each for period in variable.periods]
         self.register_buffer("widths", torch.tensor(widths, dtype=torch.float64), persistent=False)
         self.register_buffer("periods", torch.tensor(periods, dtype=torch.float64), persistent=False)
 
@@ -167,7 +168,7 @@ class Metadynamics(nn.Module):
         memory = memory or {}
         if EVALUATIONS not in memory:
             for variable in self.variables:
-                variable.check(batch)
+                variable.check(batch)  # pyright: ignore[reportCallIssue]
             memory = memory | {
                 CENTRES: torch.zeros(walkers, self.capacity, size, dtype=torch.float64, device=device),
                 HEIGHTS: torch.zeros(walkers, self.capacity, dtype=torch.float64, device=device),

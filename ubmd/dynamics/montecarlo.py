@@ -39,7 +39,7 @@ class MonteCarlo:
     """
 
     temperature: float = 300.0
-    displacement: float = 0.1
+    displacement: float = 0.05
     angle: float = 0.5
     torsion_fraction: float = 0.5
     bonds: Sequence[Sequence[int]] | None = None

@@ -36,7 +36,7 @@ class RandomPerturbation:
         InputError: if a value is out of range; I + 2 eps is positive for strains below 1/6.
     """
 
-    displacement: float = 0.1
+    displacement: float = 0.05
     strain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class RandomPerturbation:
         positions, strained = start + self.displacement * uniform[:, :, 0], cell
         if self.strain:
             a = self.strain * uniform[:, :3, 1]
-            deform = _square_root(torch.eye(3).to(a) + a + a.transpose(1, 2))
+            deform = _square_root(torch.eye(3, dtype=a.dtype, device=a.device) + a + a.transpose(1, 2))
             positions, strained = positions @ deform, cell @ deform
         return state.replace(
             batch=batch.replace(positions=positions.reshape(-1, 3), cell=strained),

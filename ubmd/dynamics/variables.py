@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
@@ -15,24 +14,27 @@ from ubmd.errors import InputError
 __all__ = ["CellLengths", "CollectiveVariables", "Torsions", "Volume", "variable_derivatives"]
 
 
-class CollectiveVariables(Protocol):
-    """Some collective variables of the same kind."""
+class CollectiveVariables(nn.Module):
+    """Some collective variables of the same kind; a subclass says which.
 
-    widths: tuple[float, ...]
-    """[d] standard deviations of a hill, in the variables' units."""
-    periods: tuple[float, ...]
-    """[d]; infinite for a variable that is not periodic."""
+    Args:
+        widths: [d] standard deviations of a hill, in the variables' units.
+        periods: [d]; infinite for a variable that is not periodic.
+    """
 
-    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+    def __init__(self, widths: Sequence[float], periods: Sequence[float]):
+        super().__init__()
+        self.widths, self.periods = tuple(widths), tuple(periods)
+
+    def forward(self, batch: AtomicBatch, /) -> Tensor:
         """[n_systems, d], differentiable by the positions and the cell of ``batch``."""
-        ...
+        raise NotImplementedError
 
     def check(self, batch: AtomicBatch, /) -> None:
         """Raises InputError if the structures have no such variables."""
-        ...
 
 
-class Torsions:
+class Torsions(CollectiveVariables):
     """Torsion angles, rad in (-π, π], 0 for cis (IUPAC). Positions are used as they are: molecules must be whole.
 
     Args:
@@ -43,19 +45,20 @@ class Torsions:
         InputError: without torsions, for one that is not four different atoms, or for a width not above 0.
     """
 
+    atoms: Tensor
+
     def __init__(self, atoms: Mapping[str, Sequence[int]], width: float = 0.35):
         if not atoms:
             raise InputError("metadynamics on torsions needs some: name four atoms each in system.torsions")
         for name, four in atoms.items():
             if len(four) != 4 or len(set(four)) != 4 or min(four) < 0:
                 raise InputError(f"torsion {name}={list(four)} must be four different atoms, counted from 0")
-        self.atoms = torch.tensor([list(four) for four in atoms.values()])
-        self.widths = (_positive("width", width),) * len(atoms)
-        self.periods = (2 * math.pi,) * len(atoms)
+        super().__init__([_positive("width", width)] * len(atoms), [2 * math.pi] * len(atoms))
+        self.register_buffer("atoms", torch.tensor([list(four) for four in atoms.values()]), persistent=False)
 
-    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+    def forward(self, batch: AtomicBatch, /) -> Tensor:
         starts = batch.n_atoms.cumsum(0) - batch.n_atoms
-        rows = starts[:, None, None] + self.atoms.to(starts.device)
+        rows = starts[:, None, None] + self.atoms
         p0, p1, p2, p3 = batch.positions[rows].unbind(2)
         axis = p2 - p1
         normal_first = torch.linalg.cross(p1 - p0, axis)
@@ -69,7 +72,7 @@ class Torsions:
             raise InputError(f"a torsion names atom {last}, but the atoms are 0 to {smallest - 1}; count from 0")
 
 
-class Volume:
+class Volume(CollectiveVariables):
     """The cell's volume, Å³.
 
     Args:
@@ -77,17 +80,16 @@ class Volume:
     """
 
     def __init__(self, width: float = 20.0):
-        self.widths = (_positive("width", width),)
-        self.periods = (math.inf,)
+        super().__init__([_positive("width", width)], [math.inf])
 
-    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+    def forward(self, batch: AtomicBatch, /) -> Tensor:
         return torch.linalg.det(batch.cell).abs()[:, None]
 
     def check(self, batch: AtomicBatch, /) -> None:
         _check_cell(batch)
 
 
-class CellLengths:
+class CellLengths(CollectiveVariables):
     """Lengths of lattice vectors, Å.
 
     Args:
@@ -95,14 +97,15 @@ class CellLengths:
         width: of a hill, Å.
     """
 
+    axes: Tensor
+
     def __init__(self, axes: Sequence[int] = (0, 1, 2), width: float = 0.2):
         if not axes or len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
             raise InputError(f"axes={list(axes)} must be some of 0, 1 and 2")
-        self.axes = list(axes)
-        self.widths = (_positive("width", width),) * len(self.axes)
-        self.periods = (math.inf,) * len(self.axes)
+        super().__init__([_positive("width", width)] * len(axes), [math.inf] * len(axes))
+        self.register_buffer("axes", torch.tensor(list(axes)), persistent=False)
 
-    def __call__(self, batch: AtomicBatch, /) -> Tensor:
+    def forward(self, batch: AtomicBatch, /) -> Tensor:
         return batch.cell.norm(dim=2)[:, self.axes]
 
     def check(self, batch: AtomicBatch, /) -> None:
@@ -110,7 +113,7 @@ class CellLengths:
 
 
 def variable_derivatives(
-    batch: AtomicBatch, variables: Sequence[CollectiveVariables]
+    batch: AtomicBatch, variables: Iterable[Callable[[AtomicBatch], Tensor]]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Values of all variables together, with the leaves to differentiate by.
 

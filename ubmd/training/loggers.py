@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-from ubmd.config import plain
+from ubmd.config import plain, provenance
 
 __all__ = ["close_loggers", "open_loggers"]
 
@@ -32,7 +32,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             logger._wandb_init.pop("anonymous", None)
             logger.experiment.define_metric("al/round")
             logger.experiment.define_metric("al/*", step_metric="al/round")
-            logger.experiment.config.update(plain(cfg), allow_val_change=True)
+            logger.experiment.config.update(plain(cfg) | {"provenance": provenance()}, allow_val_change=True)
         else:
             logger = instantiate(config)
         out.append(logger)

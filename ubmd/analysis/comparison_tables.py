@@ -1,0 +1,118 @@
+"""A comparison as a table: on the terminal, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from ubmd.analysis.comparison import METRICS, Comparison, Metric, Setting, final_metrics, mean_and_deviation
+
+__all__ = ["as_csv", "as_latex", "as_markdown", "terminal_tables"]
+
+Cell = tuple[float, float | None]
+
+_CALIBRATION = "test_coverage_"
+_LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"} | {
+    "^": r"\textasciicircum{}", "Å": r"\AA{}", "α": r"$\alpha$", "–": "--", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def terminal_tables(comparison: Comparison) -> list[Table]:
+    """Accuracy and exploration, then, if known, the share of held-out errors that their uncertainty covers."""
+    metrics = _metrics(comparison)
+    parts = [
+        [m for m in metrics if not m.name.startswith(_CALIBRATION)],
+        [m for m in metrics if m.name.startswith(_CALIBRATION)],
+    ]
+    tables = []
+    for part in filter(None, parts):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for column in comparison.columns or ("setting",):
+            table.add_column(f"\n{column}", overflow="fold")
+        table.add_column("\nruns", justify="right", no_wrap=True)
+        for metric in part:
+            table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
+        for setting in comparison.settings:
+            cells = [_text(metric, _cell(setting, metric)) for metric in part]
+            table.add_row(*(setting.values or (setting.label,)), str(len(setting.runs)), *cells)
+        tables.append(table)
+    return tables
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A line for each setting: its values, the number of runs, mean and deviation of each metric in full precision."""
+    metrics = _metrics(comparison)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    statistics = [f"{metric.name}_{kind}" for metric in metrics for kind in ("mean", "std")]
+    writer.writerow([*comparison.columns, "runs", *statistics])
+    for setting in comparison.settings:
+        cells = [_cell(setting, metric) or (None, None) for metric in metrics]
+        numbers = ["" if x is None else repr(x) for cell in cells for x in cell]
+        writer.writerow([*setting.values, len(setting.runs), *numbers])
+    return out.getvalue()
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A table with notes: what else differs, and which runs each line stands for."""
+    metrics = _metrics(comparison)
+    lines = [_headings(comparison, metrics), ["---"] * len(comparison.columns) + ["---:"] * (1 + len(metrics))]
+    lines += [_row(comparison, setting, metrics) for setting in comparison.settings]
+    text = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
+    text += ["", "Mean ± sample standard deviation over runs with different seeds, after the last round."]
+    if comparison.along:
+        text += ["", f"Also different, along with these: {', '.join(f'`{key}`' for key in comparison.along)}."]
+    text += ["", "Runs:", ""]
+    text += [f"- {setting.label}: {', '.join(run.name for run in setting.runs)}" for setting in comparison.settings]
+    return "\n".join(text) + "\n"
+
+
+def as_latex(comparison: Comparison) -> str:
+    """A ``tabular`` for the package booktabs."""
+    metrics = _metrics(comparison)
+    lines = [
+        f"\\begin{{tabular}}{{{'l' * len(comparison.columns)}{'r' * (1 + len(metrics))}}}",
+        r"\toprule",
+        _latex_line(_headings(comparison, metrics)),
+        r"\midrule",
+        *(_latex_line(_row(comparison, setting, metrics)) for setting in comparison.settings),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(comparison: Comparison) -> list[Metric]:
+    """Those that any run has."""
+    known = {name for setting in comparison.settings for run in setting.runs for name in final_metrics(run.rounds)}
+    return [metric for metric in METRICS if metric.name in known]
+
+
+def _cell(setting: Setting, metric: Metric) -> Cell | None:
+    values = [found[metric.name] for run in setting.runs if metric.name in (found := final_metrics(run.rounds))]
+    return mean_and_deviation(values) if values else None
+
+
+def _text(metric: Metric, cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    mean, deviation = cell
+    text = f"{mean:.{metric.decimals}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{metric.decimals}f}"
+
+
+def _headings(comparison: Comparison, metrics: Sequence[Metric]) -> list[str]:
+    titles = [f"{metric.title} ({metric.unit})" if metric.unit else metric.title for metric in metrics]
+    return [*comparison.columns, "runs", *titles]
+
+
+def _row(comparison: Comparison, setting: Setting, metrics: Sequence[Metric]) -> list[str]:
+    return [*setting.values, str(len(setting.runs)), *(_text(metric, _cell(setting, metric)) for metric in metrics)]
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
