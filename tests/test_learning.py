@@ -100,7 +100,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
 
 
 def only_run(root: Path) -> Path:
-    (folder,) = [path.parent for path in root.glob("ala2_demo/*/config.yaml")]
+    (folder,) = [path.parent for path in root.glob("ala2_demo/*/provenance.json")]
     return folder
 
 
@@ -175,7 +175,7 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     assert code == 0
-    (folder,) = [p.parent for p in (tmp_path / "runs").rglob("metrics.csv")]
+    (folder,) = [p.parent for p in (tmp_path / "runs").rglob("provenance.json")]
     rows = read_metrics(folder / "metrics.csv")
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8, 12]
     assert rows[0]["coverage"] is None
@@ -211,4 +211,4 @@ def test_bad_input_is_one_sentence(
     message = capsys.readouterr().err
     assert sentence in message
     assert "Traceback" not in message
-    assert not list((tmp_path / "runs").rglob("config.yaml"))
+    assert not list((tmp_path / "runs").rglob("provenance.json"))

@@ -35,6 +35,8 @@ JOBS = {
     ],
     "seeds": [f"seed-{seed}" for seed in range(5)],
 }
+LABELS = {"temperature": "dynamics.integrator.temperature-300.0"}
+"""What the summary calls the first job, where that is not all of its folder's name."""
 
 
 def test_every_sweep_is_tested() -> None:
@@ -46,8 +48,10 @@ def test_sweeps_of_the_demo(sweep: str) -> None:
     overrides = ["experiment=ala2_demo", f"sweep={sweep}"]
     with app.open_hydra() as hydra:
         assert app.check(hydra, COMMANDS["learn"], overrides, multirun=False)  # even without -m
-        folders = app.job_folders(hydra, COMMANDS["learn"], overrides)
+        folders = app.sweep_jobs(hydra, COMMANDS["learn"], overrides)
     assert [folder.name for folder in folders] == JOBS[sweep]
+    assert len(set(folders.values())) == len(folders)
+    assert folders[next(iter(folders))] == LABELS.get(sweep, JOBS[sweep][0])
     assert {folder.parent.name for folder in folders} == {"ala2_demo"}
 
 
@@ -73,7 +77,7 @@ def test_the_command_line_replaces_what_a_sweep_says() -> None:
     with app.open_hydra() as hydra:
         overrides = ["experiment=ala2_demo", "sweep=uncertainty", "seed=5", "method=distance_gmnn_small"]
         app.check(hydra, COMMANDS["learn"], overrides, multirun=False)
-        folders = app.job_folders(hydra, COMMANDS["learn"], overrides)
+        folders = app.sweep_jobs(hydra, COMMANDS["learn"], overrides)
     assert [folder.name for folder in folders] == ["method-distance_gmnn_small+seed-5"]
 
 
@@ -246,8 +250,6 @@ def in_process(tmp_path: Path, toy_conf: Path, *overrides: str) -> subprocess.Co
     ],
 )
 def test_launchers(launcher: list[str], threads: int, tmp_path: Path, toy_conf: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = in_process(tmp_path, toy_conf, "seed=1,2,3", *launcher)
     assert done.returncode == 1, done.stderr
     assert {name: line[0] for name, line in table(done.stdout).items()} == {
@@ -268,7 +270,6 @@ def test_launchers(launcher: list[str], threads: int, tmp_path: Path, toy_conf: 
 
 
 def test_slurm_launcher_composes() -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     overrides = ["experiment=ala2_demo", "sweep=tau", "hydra/launcher=slurm", "hydra.launcher.partition=short"]
     with app.open_hydra() as hydra:
         cfg = app.compose_unchecked(hydra, COMMANDS["learn"], overrides)

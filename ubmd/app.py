@@ -152,15 +152,23 @@ def _with_params(hydra: Hydra, cfg: DictConfig, parsed: Sequence[Override]) -> l
     return list({override.get_key_element(): override for override in given}.values())
 
 
-def job_folders(hydra: Hydra, command: Command, overrides: Sequence[str]) -> list[Path]:
-    """The run folders of a sweep's jobs in their order; empty if its sweeper decides as it goes."""
+def sweep_jobs(hydra: Hydra, command: Command, overrides: Sequence[str]) -> dict[Path, str]:
+    """The run folders of a sweep's jobs in their order, each with the overrides that not all jobs share.
+
+    Empty if the sweeper decides as it goes.
+    """
     parsed = parse(hydra, overrides)
     cfg = compose_unchecked(hydra, command, sweep_points(parsed)[0])
     if not _expands_beforehand(cfg):
-        return []
+        return {}
     jobs = [job for batch in BasicSweeper.split_arguments(_with_params(hydra, cfg, parsed), None) for job in batch]
-    folders = (_sweep_folder(compose_unchecked(hydra, command, job), number) for number, job in enumerate(jobs))
-    return list(dict.fromkeys(folders))
+    shared = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    return {
+        _sweep_folder(compose_unchecked(hydra, command, job), number): config.run_name(
+            o for o in job if o not in shared
+        )
+        for number, job in enumerate(jobs)
+    }
 
 
 def _sweep_folder(cfg: DictConfig, number: int) -> Path:
@@ -190,7 +198,7 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
         return 2
     finally:  # also of an interrupted sweep
         if sweep:
-            sweeps.print_summary(job_folders(hydra, command, overrides), attempt)
+            sweeps.print_summary(sweep_jobs(hydra, command, overrides), attempt)
     return 0
 
 

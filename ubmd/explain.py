@@ -32,7 +32,7 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
         value = override.value()
         for name in value if isinstance(value, list) else [value]:
             option = str(name).removesuffix(".yaml")
-            if not options or override.is_delete() or isinstance(name, dict) or "/" in option:
+            if not options or group not in base or override.is_delete() or isinstance(name, dict) or "/" in option:
                 continue
             if name is None:
                 raise InputError(f"{group}=null is not possible; write ~{group} for none of {group}")

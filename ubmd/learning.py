@@ -139,6 +139,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
 
 
 def _check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
+    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
     learning = cfg.learning
     for name in ("max_structures", "batch_size"):
         if learning[name] < 1:
@@ -163,6 +164,7 @@ def _check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None
 
 def _check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
     """Refuses, beforehand, a trainer whose shortest fit, the last one, would end before its first validation."""
+    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
     learning = cfg.learning
     largest = learning.max_structures
     if learning.max_rounds is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,11 +58,11 @@ def finished_before(folder: Path, digest: str) -> JobRecord | None:
     return record if record is not None and record.state == "finished" and record.digest == digest else None
 
 
-def print_summary(folders: Sequence[Path], attempt: str) -> None:
+def print_summary(jobs: Mapping[Path, str], attempt: str) -> None:
     """Prints a line for each job of a sweep: how it ended, how many rounds it has, and its last error.
 
     Args:
-        folders: of the jobs, whether they have been started or not.
+        jobs: their folders and what to call them, whether they have been started or not.
         attempt: the start of the command that the summary is about.
     """
     from rich import box
@@ -70,21 +70,21 @@ def print_summary(folders: Sequence[Path], attempt: str) -> None:
     from rich.table import Table
 
     console = Console()
-    records = [read_record(folder) for folder in folders]
-    progress = [_progress(folder) for folder in folders]
+    records = [read_record(folder) for folder in jobs]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     table.add_column("job", overflow="fold")
     for header in ("status", "rounds", "F-RMSE eV/Å"):
         table.add_column(header, justify="left" if header == "status" else "right", no_wrap=True)
-    for folder, record, (rounds, error) in zip(folders, records, progress, strict=True):
+    for (folder, name), record in zip(jobs.items(), records, strict=True):
+        rounds, error = _progress(folder)
         if error is None and record is not None:
             error = record.result
         cells = ["–" if not rounds else str(rounds), "–" if error is None else f"{error:.3f}"]
-        table.add_row(folder.name, _status(record, attempt), *cells)
+        table.add_row(name, _status(record, attempt), *cells)
     console.print(table)
-    for folder, record in zip(folders, records, strict=True):
+    for (folder, name), record in zip(jobs.items(), records, strict=True):
         if record is not None and record.attempt == attempt and record.error:
-            console.print(f"{folder.name} failed: {record.error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{name} failed: {record.error}", highlight=False, soft_wrap=True, markup=False)
             console.print(f"  see {folder / 'ubmd.log'}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[Change | None, Sequence[str], str]] = {
     ),
     "negative tau": (None, ("bias.tau=-1",), "bias.tau must be zero or a positive number"),
     "time step": (None, ("dynamics.integrator.dt=0",), "dt must be a positive time step"),
-    "words": (None, ("dynamics.n_walkers=many",), "dynamics holds a value of the wrong kind ('<' not supported"),
+    "words": (None, ("dynamics.n_walkers=many",), "dynamics.n_walkers=many must be a whole number"),
     "seed": (None, ("seed=-1",), "seed=-1 must be zero or a positive whole number"),
     "device": (None, ("device=cuda:99",), "device=cuda:99 is not available on this machine"),
     "logger": (None, ("logger=csv",), "logger: `ubmd md` logs to no logger"),
