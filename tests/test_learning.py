@@ -116,6 +116,7 @@ def test_run_folder_holds_what_the_contract_says(uninterrupted: Path) -> None:
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8, 12]
     assert all(row["force_rmse_ev_per_ang"] > 0 and 0 < row["coverage"] < 1 for row in rows)
     assert [row["n_selected"] for row in rows] == [4, 4, None]
+    assert [row["fit_steps"] for row in rows] == [60, 60, 60]
     assert rows[0]["md_steps"] == 4 * 60
     structures = read_labelled(uninterrupted / "dataset.extxyz")
     assert [a.info["round"] for a in structures] == [-1] * 4 + [0] * 4 + [1] * 4
@@ -126,7 +127,9 @@ def test_run_folder_holds_what_the_contract_says(uninterrupted: Path) -> None:
         }
         assert read_trajectory(folder / "trajectory.h5").n_frames == 4 * 12
         assert json.loads((folder / "round.json").read_text())["metrics"]["round"] == index
-    assert {f.name for f in (uninterrupted / "figures").iterdir()} >= {"learning_curves.png", "ramachandran.png"}
+    assert {f.name for f in (uninterrupted / "figures").iterdir()} >= {
+        *("learning_curves.png", "ramachandran.png", "calibration.png")
+    }
     assert load_potential(uninterrupted / "rounds" / "002" / "model.ckpt").model.cutoff == 5.0
 
 

@@ -279,6 +279,8 @@ def test_slurm_launcher_composes() -> None:
     assert cfg.hydra.launcher.timeout_min == 1440
 
 
-def test_launcher_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with app.open_hydra() as hydra, pytest.raises(InputError, match="hydra/launcher=nowhere is not one of"):
+def test_launcher_that_is_not_there() -> None:
+    with app.open_hydra() as hydra, pytest.raises(InputError) as caught:
         app.check(hydra, COMMANDS["learn"], ["experiment=ala2_demo", "hydra/launcher=nowhere"], multirun=True)
+    assert str(caught.value).startswith("hydra/launcher=nowhere is not one of the options of hydra/launcher; ")
+    assert "ubmd[sweep]" in str(caught.value)

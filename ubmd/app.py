@@ -162,13 +162,13 @@ def sweep_jobs(hydra: Hydra, command: Command, overrides: Sequence[str]) -> dict
     if not _expands_beforehand(cfg):
         return {}
     jobs = [job for batch in BasicSweeper.split_arguments(_with_params(hydra, cfg, parsed), None) for job in batch]
-    shared = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
-    return {
-        _sweep_folder(compose_unchecked(hydra, command, job), number): config.run_name(
-            o for o in job if o not in shared
-        )
-        for number, job in enumerate(jobs)
-    }
+    shared = set(jobs[0]).intersection(*jobs)
+    found = {}
+    for number, job in enumerate(jobs):
+        folder = _sweep_folder(compose_unchecked(hydra, command, job), number)
+        own = [override for override in job if override not in shared]
+        found[folder] = config.run_name(own) if own else folder.name
+    return found
 
 
 def _sweep_folder(cfg: DictConfig, number: int) -> Path:

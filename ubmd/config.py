@@ -282,8 +282,8 @@ def run_tags(name: str) -> list[str]:
 
 
 def wandb_offline() -> bool:
-    """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode."""
-    return os.environ.get("WANDB_MODE", "offline") in ("", "offline")
+    """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode (Lightning sets ``dryrun``)."""
+    return os.environ.get("WANDB_MODE", "offline") in ("", "offline", "dryrun")
 
 
 def provenance() -> dict[str, str | None]:

@@ -30,14 +30,17 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
         if not options and group in base and base[group] is None and group != "hydra":
             raise InputError(f"there are no options for {group}; leave {override.input_line} out")
         value = override.value()
+        known = group in base or group.startswith("hydra/")
         for name in value if isinstance(value, list) else [value]:
             option = str(name).removesuffix(".yaml")
-            if not options or group not in base or override.is_delete() or isinstance(name, dict) or "/" in option:
+            if not options or not known or override.is_delete() or isinstance(name, dict) or "/" in option:
                 continue
             if name is None:
                 raise InputError(f"{group}=null is not possible; write ~{group} for none of {group}")
             if option not in options:
                 hint = config.suggestion(option, options)
+                if group == "hydra/launcher":
+                    hint += "; joblib and submitit come with pip install 'ubmd[sweep]'"
                 raise InputError(f"{group}={name} is not one of the options of {group}; {hint}")
 
 

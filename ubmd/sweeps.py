@@ -65,6 +65,8 @@ def print_summary(jobs: Mapping[Path, str], attempt: str) -> None:
         jobs: their folders and what to call them, whether they have been started or not.
         attempt: the start of the command that the summary is about.
     """
+    if not jobs:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
