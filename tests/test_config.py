@@ -201,7 +201,9 @@ def test_compose_for_notebooks(tmp_path: Path) -> None:
         app.compose("learn", ["sed=1"])
 
 
-@pytest.mark.parametrize(("mode", "offline"), [(None, True), ("", True), ("offline", True), ("dryrun", True), ("online", False)])
+@pytest.mark.parametrize(
+    ("mode", "offline"), [(None, True), ("", True), ("offline", True), ("dryrun", True), ("online", False)]
+)
 def test_loggers(mode: str | None, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode is None:
         monkeypatch.delenv("WANDB_MODE")
