@@ -195,6 +195,7 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["trainer.accelerator=gpu"], "trainer.accelerator"),
         (["system.structure=nowhere.xyz"], "nowhere.xyz"),
         (["seed=-1"], "seed"),
+        (["threads=0"], "threads=0"),
         (["dtype=float16"], "float16"),
         (["training.loss.stress=0.1"], "stress"),
         (["data.test=nowhere.extxyz"], "nowhere.extxyz"),

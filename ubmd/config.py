@@ -198,6 +198,17 @@ def _check_plain(node: Mapping[Any, Any], base: Mapping[Any, Any], prefix: str) 
         _check_plain(found, known, f"{prefix}{name}.")
 
 
+def set_threads(threads: int | str) -> None:
+    """Limit torch to a number of CPU threads; "auto" leaves its choice alone."""
+    if threads == "auto":
+        return
+    if not isinstance(threads, int) or threads < 1:
+        raise InputError(f"threads={threads} must be a whole number, at least 1, or auto")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def check_device(trainer: Mapping[str, Any] | DictConfig) -> None:
     """Refuse trainer settings that ubmd cannot honour: a GPU where none is, more than one device."""
     accelerator = str(trainer.get("accelerator", "auto")).lower()

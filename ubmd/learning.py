@@ -21,7 +21,7 @@ from ubmd.callbacks.acquire import Acquire, label_with_progress
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
-from ubmd.config import build, check_device, plain
+from ubmd.config import build, check_device, plain, set_threads
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
@@ -84,6 +84,7 @@ def learn(cfg: DictConfig) -> float | None:
     """
     quiet_lightning()
     check_device(cfg.trainer)
+    set_threads(cfg.threads)
     loggers: list[Logger] = []
     with run_progress() as progress:
         try:
