@@ -39,6 +39,7 @@ from ubmd.training.evaluation import (
 )
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
+from ubmd.training.artifacts import log_results
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 
@@ -73,6 +74,7 @@ def train(cfg: DictConfig) -> float:
             try:
                 loggers.extend(open_loggers(cfg, folder))
                 metrics = _fit(cfg, job, folder, loggers, progress)
+                log_results(loggers, figures=folder / "figures", potential=folder / "model.ckpt")
             finally:
                 close_loggers(loggers)
             _write_json(record, metrics)

@@ -82,6 +82,9 @@ class PotentialModule(LightningModule):
         super().__init__()
         if not sam_radius >= 0:
             raise InputError(f"training.sam_radius={sam_radius} must not be negative; 0 is off")
+        if sam_radius and getattr(model, "n_members", 1) > 1:
+            # one step to the worst neighbour of all parameters together would tie the members to each other
+            raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
         self.potential = Potential(model)
         self.loss: Loss = loss or SquaredLoss()
         self.learning_rates = learning_rates or LearningRates()
