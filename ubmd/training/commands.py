@@ -30,6 +30,7 @@ from ubmd.models.gmnn import species_numbers
 from ubmd.progress import RunProgress, run_progress
 from ubmd.rounds import RoundStore
 from ubmd.seeding import Stage, stage_seed
+from ubmd.training.artifacts import log_results
 from ubmd.training.evaluation import (
     Evaluation,
     error_metrics,
@@ -39,7 +40,6 @@ from ubmd.training.evaluation import (
 )
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
-from ubmd.training.artifacts import log_results
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 
