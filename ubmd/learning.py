@@ -37,7 +37,7 @@ from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
 from ubmd.training.evaluation import evaluate_structures
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import fit_and_predict, quiet_lightning, trainer_limits
+from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
@@ -258,19 +258,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
         share=run.cfg.learning.warm_start if index and run.cfg.learning.warm_start is not None else 1.0,
     )
-    metrics: dict[str, Any] = {
-        "round": index,
-        "n_train": len(run.datamodule.train_indices),
-        "n_valid": len(run.datamodule.valid_indices),
-        **{name: value for name, value in fit.errors.items() if "rmse" in name},
-        **calibrate.errors,
-        **calibrate.coverage,
-        "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
-        "conformal_scale_total": float(uncertainty.total_scale),
-        "fit_steps": steps.taken,
-        "time_fit_s": fit.seconds,
-        "time_calibrate_s": calibrate.seconds,
-    }
+    metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": steps.taken}
     if not final:
         metrics |= _acquisition_metrics(explore, acquire)
         run.store.add_structures(acquire.labelled, index)
@@ -297,6 +285,22 @@ def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
     uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
     return model, module, uncertainty
+
+
+def _fit_metrics(run: Run, index: int, fit: Fit, calibrate: Calibrate, uncertainty: Any) -> dict[str, Any]:
+    """What a round's fit and calibration came to, by column of ``metrics.csv``."""
+    return {
+        "round": index,
+        "n_train": len(run.datamodule.train_indices),
+        "n_valid": len(run.datamodule.valid_indices),
+        **{name: value for name, value in fit.errors.items() if "rmse" in name},
+        **calibrate.errors,
+        **calibrate.coverage,
+        "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
+        "conformal_scale_total": float(uncertainty.total_scale),
+        "time_fit_s": fit.seconds,
+        "time_calibrate_s": calibrate.seconds,
+    }
 
 
 def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
