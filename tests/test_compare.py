@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from ubmd import cli, compare
-from ubmd.analysis.comparison import RunResult, compare_runs, is_finished, mean_and_deviation
+from ubmd.analysis.comparison import RunResult, compare_runs, final_metrics, is_finished, mean_and_deviation
 from ubmd.analysis.comparison_tables import as_latex
+from ubmd.analysis.curves import exploration_curves
 from ubmd.analysis.metrics import COLUMNS, write_metrics
 from ubmd.errors import InputError
 
@@ -290,4 +292,39 @@ def test_columns_are_those_of_the_contract() -> None:
     from ubmd.analysis.comparison import METRICS
 
     names = {metric.name for metric in METRICS if not metric.name.startswith(("test_coverage", "n_structures"))}
-    assert names <= set(COLUMNS)
+    assert names - {"coverage_at_equal_steps"} <= set(COLUMNS)
+
+
+def test_coverages_compare_at_the_steps_that_all_runs_have_made(tmp_path: Path) -> None:
+    def explored(steps: list[int], coverages: list[float]) -> list[dict[str, Any]]:
+        rows = rounds([0.5, 0.4, 0.3])
+        for row, n, coverage in zip(rows, [*steps, None], [*coverages, coverages[-1]], strict=True):
+            row |= {"md_steps": n, "coverage": coverage}
+        return rows
+
+    write_run(tmp_path / "a", configuration(0, 0.1), explored([100, 300], [0.2, 0.6]))
+    write_run(tmp_path / "b", configuration(1, 0.1), explored([100, 100], [0.3, 0.5]))
+    write_run(tmp_path / "c", configuration(0, 0.5), explored([200, 200], [0.1, 0.9]))
+    comparison = compare_runs(compare.read_folders([tmp_path]).runs)
+    # b has made the fewest steps, 200; a had 0.2 after 100 and 0.6 after 400, hence 1/3 after 200
+    assert comparison.steps == 200
+    values = [final_metrics(run.rounds, 200)["coverage_at_equal_steps"] for run in comparison.settings[0].runs]
+    assert values == pytest.approx([1 / 3, 0.5])
+    assert final_metrics(comparison.settings[1].runs[0].rounds, 200)["coverage_at_equal_steps"] == pytest.approx(0.1)
+    assert "coverage_at_equal_steps" not in final_metrics(rounds([0.5]), 200)
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    folder = tmp_path / "comparison"
+    assert "Equal steps: 200 of all walkers together" in (folder / "table.md").read_text()
+    (row, _) = csv.DictReader((folder / "table.csv").open())
+    assert float(row["coverage_at_equal_steps_mean"]) == pytest.approx((1 / 3 + 0.5) / 2)
+    assert (folder / "exploration.png").stat().st_size > 10_000
+
+
+def test_exploration_curves_show_means_over_common_steps() -> None:
+    rows = [{"md_steps": 100, "coverage": 0.2}, {"md_steps": 200, "coverage": 0.4}, {"coverage": 0.4}]
+    other = [{"md_steps": 200, "coverage": 0.6}]
+    figure = exploration_curves({"one": [rows, other], "none": [[{"coverage": 0.1}]]})
+    assert figure is not None
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.lines[0].get_data(), [[200], [(0.3 + 0.6) / 2]])
+    assert exploration_curves({"none": [[{"coverage": 0.1}]]}) is None

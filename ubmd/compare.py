@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ubmd.analysis.comparison import Comparison, RunResult, compare_runs, is_finished
 from ubmd.analysis.comparison_tables import as_csv, as_latex, as_markdown, terminal_tables
-from ubmd.analysis.figures import compared_curves, save_figure
+from ubmd.analysis.curves import compared_curves, exploration_curves
+from ubmd.analysis.figures import save_figure
 from ubmd.analysis.metrics import read_metrics
 from ubmd.cli import Parser
 from ubmd.errors import InputError
@@ -71,9 +72,7 @@ def compare(argv: Sequence[str]) -> int:
         raise InputError("there is no finished run to compare; give folders that `ubmd learn` has finished")
     comparison = compare_runs(found.runs)
     _report(comparison, console)
-    _write(comparison, folder)
-    written = "table.csv, table.tex, table.md, learning_curves.png"
-    console.print(f"{folder}: {written}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{folder}: {', '.join(_write(comparison, folder))}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 
@@ -155,17 +154,24 @@ def _report(comparison: Comparison, console: Console) -> None:
     for table in terminal_tables(comparison):
         wide.print(table)
         wide.print()
+    if comparison.steps is not None:
+        console.print(f"equal steps: {comparison.steps} of all walkers together", highlight=False)
     if comparison.along:
         console.print(f"also different, along with these: {', '.join(comparison.along)}", highlight=False)
 
 
-def _write(comparison: Comparison, folder: Path) -> None:
+def _write(comparison: Comparison, folder: Path) -> list[str]:
+    """Writes tables and figures; returns the names of the files."""
     texts = {"table.csv": as_csv(comparison), "table.md": as_markdown(comparison), "table.tex": as_latex(comparison)}
     for name, text in texts.items():
         with replaced(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     curves = {setting.label: [run.rounds for run in setting.runs] for setting in comparison.settings}
-    save_figure(compared_curves(curves), folder / "learning_curves.png")
+    figures = {"learning_curves.png": compared_curves(curves), "exploration.png": exploration_curves(curves)}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    return [*texts, *figures]
 
 
 def _common_parent(runs: Sequence[str]) -> Path:

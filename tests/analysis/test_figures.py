@@ -12,9 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.figures import (
     calibration_scatter,
-    learning_curves,
     ramachandran,
     save_figure,
     uncertainty_trace,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
     "METRICS",
     "Comparison",
@@ -16,6 +19,7 @@ __all__ = [
     "RunResult",
     "Setting",
     "compare_runs",
+    "coverage_against_steps",
     "final_metrics",
     "is_finished",
     "mean_and_deviation",
@@ -66,6 +70,8 @@ class Comparison:
     settings: tuple[Setting, ...]
     repeated: tuple[str, ...]
     """Names of runs left out because another one has the same setting and seed."""
+    steps: int | None
+    """Steps of all walkers that every run has made, at which coverages compare; None without coverages."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("coverage", "CV space cov.", "", 2),
+    Metric("coverage_at_equal_steps", "CV space cov.", "at equal steps", 2),
     Metric("energy_rmse_mev_per_atom", "E-RMSE", "meV/atom", 2),
     Metric("force_rmse_ev_per_ang", "F-RMSE", "eV/Å", 3),
     Metric("stress_rmse_mpa", "S-RMSE", "MPa", 1),
@@ -103,11 +110,26 @@ def is_finished(rounds: Sequence[Row]) -> bool:
     return selected is None or selected == rounds[-1].get("n_rejected")
 
 
-def final_metrics(rounds: Sequence[Row]) -> dict[str, float]:
-    """Values of :data:`METRICS` after the last round, as far as there are any."""
+def coverage_against_steps(rounds: Sequence[Row]) -> NDArray[np.float64]:
+    """Rows (steps of all walkers so far, coverage of what they and the labels explored), one a round, [n, 2]."""
+    found = [(row.get("md_steps"), row.get("coverage")) for row in rounds]
+    rows = np.array([row for row in found if None not in row], dtype=np.float64).reshape(-1, 2)
+    rows[:, 0] = rows[:, 0].cumsum()
+    return rows
+
+
+def final_metrics(rounds: Sequence[Row], steps: int | None = None) -> dict[str, float]:
+    """Values of :data:`METRICS` after the last round, as far as there are any.
+
+    Args:
+        rounds: rows of ``metrics.csv``, at least one.
+        steps: of all walkers; the coverage that they had reached is interpolated between rounds.
+    """
     last = rounds[-1]
     sizes = [last.get("n_train"), last.get("n_valid")]
     values = {**last, "n_structures": sum(n for n in sizes if n is not None)}
+    if steps is not None and len(explored := coverage_against_steps(rounds)):
+        values["coverage_at_equal_steps"] = float(np.interp(steps, *explored.T))
     known = {metric.name: values.get(metric.name) for metric in METRICS}
     return {name: float(value) for name, value in known.items() if value is not None}
 
@@ -145,7 +167,9 @@ def compare_runs(runs: Iterable[RunResult]) -> Comparison:
     ranks = [_ranks(differing[c]) for c in columns]
     order = sorted(range(len(settings)), key=lambda i: [rank[i] for rank in ranks])
     along = tuple(c for c in differing if c not in columns)
-    return Comparison(tuple(columns), along, tuple(settings[i] for i in order), tuple(repeated))
+    explored = [coverage_against_steps(run.rounds) for seeds in groups.values() for run in seeds.values()]
+    steps = min((int(curve[-1, 0]) for curve in explored if len(curve)), default=None)
+    return Comparison(tuple(columns), along, tuple(settings[i] for i in order), tuple(repeated), steps)
 
 
 _ABSENT = object()

@@ -37,7 +37,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         for metric in part:
             table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
         for setting in comparison.settings:
-            cells = [_text(metric, _cell(setting, metric)) for metric in part]
+            cells = [_text(metric, _cell(setting, metric, comparison.steps)) for metric in part]
             table.add_row(*(setting.values or (setting.label,)), str(len(setting.runs)), *cells)
         tables.append(table)
     return tables
@@ -51,7 +51,7 @@ def as_csv(comparison: Comparison) -> str:
     statistics = [f"{metric.name}_{kind}" for metric in metrics for kind in ("mean", "std")]
     writer.writerow([*comparison.columns, "runs", *statistics])
     for setting in comparison.settings:
-        cells = [_cell(setting, metric) or (None, None) for metric in metrics]
+        cells = [_cell(setting, metric, comparison.steps) or (None, None) for metric in metrics]
         numbers = ["" if x is None else repr(x) for cell in cells for x in cell]
         writer.writerow([*setting.values, len(setting.runs), *numbers])
     return out.getvalue()
@@ -64,6 +64,8 @@ def as_markdown(comparison: Comparison) -> str:
     lines += [_row(comparison, setting, metrics) for setting in comparison.settings]
     text = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
     text += ["", "Mean ± sample standard deviation over runs with different seeds, after the last round."]
+    if comparison.steps is not None:
+        text += ["", f"Equal steps: {comparison.steps} of all walkers together, which every run has made."]
     if comparison.along:
         text += ["", f"Also different, along with these: {', '.join(f'`{key}`' for key in comparison.along)}."]
     text += ["", "Runs:", ""]
@@ -88,12 +90,13 @@ def as_latex(comparison: Comparison) -> str:
 
 def _metrics(comparison: Comparison) -> list[Metric]:
     """Those that any run has."""
-    known = {name for setting in comparison.settings for run in setting.runs for name in final_metrics(run.rounds)}
-    return [metric for metric in METRICS if metric.name in known]
+    found = [final_metrics(run.rounds, comparison.steps) for setting in comparison.settings for run in setting.runs]
+    return [metric for metric in METRICS if any(metric.name in values for values in found)]
 
 
-def _cell(setting: Setting, metric: Metric) -> Cell | None:
-    values = [found[metric.name] for run in setting.runs if metric.name in (found := final_metrics(run.rounds))]
+def _cell(setting: Setting, metric: Metric, steps: int | None) -> Cell | None:
+    found = [final_metrics(run.rounds, steps) for run in setting.runs]
+    values = [metrics[metric.name] for metrics in found if metric.name in metrics]
     return mean_and_deviation(values) if values else None
 
 
@@ -111,7 +114,8 @@ def _headings(comparison: Comparison, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _row(comparison: Comparison, setting: Setting, metrics: Sequence[Metric]) -> list[str]:
-    return [*setting.values, str(len(setting.runs)), *(_text(metric, _cell(setting, metric)) for metric in metrics)]
+    cells = [_text(metric, _cell(setting, metric, comparison.steps)) for metric in metrics]
+    return [*setting.values, str(len(setting.runs)), *cells]
 
 
 def _latex_line(cells: Sequence[str]) -> str:

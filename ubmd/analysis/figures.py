@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.analysis import style
@@ -22,92 +21,14 @@ from ubmd.files import replaced
 
 __all__ = [
     "calibration_scatter",
-    "compared_curves",
-    "learning_curves",
+    "log_ticks",
     "ramachandran",
     "save_figure",
     "uncertainty_trace",
 ]
 
-_PANELS = (
-    ("energy_rmse_mev_per_atom", "Energy RMSE (meV/atom)", True),
-    ("force_rmse_ev_per_ang", "Force RMSE (eV/Å)", True),
-    ("stress_rmse_mpa", "Stress RMSE (MPa)", True),
-    ("coverage", "Coverage of CV space", False),
-)
-"""Learning curves: the column of ``metrics.csv``, the label, and whether the axis is logarithmic."""
-
-_LEGEND_COLUMNS = 3
-
 _CELL_DEGREES = 1.0
 """Ramachandran plots draw one point for each cell of this width, a fifth of a marker's diameter."""
-
-
-def learning_curves(rounds: Sequence[Mapping[str, float | int | None]]) -> Figure:
-    """Test errors and coverage against the number of labelled structures (Fig. 3 a-c).
-
-    Panels for stress and coverage appear if any round has them; rounds without a value leave no mark.
-
-    Args:
-        rounds: rows of ``metrics.csv``, see :mod:`ubmd.analysis.metrics`.
-
-    Raises:
-        InputError: no round has the sizes of its data and an energy or force error.
-    """
-    series = [(label, log, _against_size(rounds, name, positive=log)) for name, label, log in _PANELS]
-    shown = [entry for entry in series if len(entry[2])]
-    if not shown:
-        raise InputError("rounds holds no error with n_train and n_valid; give the rows of a metrics.csv")
-    fig, axes = style.new_figure(2.55 * len(shown) + 0.2, 2.4, len(shown))
-    for ax, (label, log, values) in zip(axes, shown, strict=True):
-        small = len(values) > 30  # markers of many rounds would run into each other
-        ax.plot(*values.T, "-o", color=style.BLUE, lw=1.4, ms=2.0 if small else 3.5, clip_on=False, zorder=3)
-        _curve_axes(ax, label, log, values[:, 1])
-    return fig
-
-
-def compared_curves(settings: Mapping[str, Sequence[Sequence[Mapping[str, float | int | None]]]]) -> Figure:
-    """Learning curves of several settings, each the mean over its runs with the standard deviation as shade.
-
-    Runs whose data sets grew to different sizes are interpolated linearly, within the range that all of them have.
-
-    Args:
-        settings: for each label the runs, each as rows of its ``metrics.csv``.
-
-    Raises:
-        InputError: no run has the sizes of its data and an error or a coverage.
-    """
-    shown = []
-    for name, label, log in _PANELS:
-        found = {k: _mean_curve([_against_size(r, name, positive=log) for r in v]) for k, v in settings.items()}
-        if any(len(curve) for curve in found.values()):
-            shown.append((label, log, found))
-    if not shown:
-        raise InputError("the runs hold no error with n_train and n_valid; give runs of `ubmd learn`")
-    rows = math.ceil(len(settings) / _LEGEND_COLUMNS)
-    fig, axes = style.new_figure(2.55 * len(shown) + 0.2, 2.45 + 0.2 * rows, len(shown))
-    for ax, (label, log, found) in zip(axes, shown, strict=True):
-        heights = []
-        for number, (setting, curve) in enumerate(found.items()):
-            size, mean, deviation = curve.T
-            colour = style.PALETTE[number % len(style.PALETTE)]
-            line = ("-", "--", ":", "-.")[number // len(style.PALETTE) % 4]
-            ax.plot(size, mean, line, color=colour, lw=1.4, marker="o", ms=2.5, label=setting, zorder=3)
-            low = np.maximum(mean - deviation, 0.3 * mean) if log else mean - deviation  # zero is at infinity
-            ax.fill_between(size, low, mean + deviation, color=colour, alpha=0.2, lw=0, zorder=2)
-            heights += [low, mean + deviation]
-        _curve_axes(ax, label, log, np.concatenate(heights))
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=_LEGEND_COLUMNS,
-        fontsize=8,
-        labelcolor=style.INK,
-        frameon=False,
-    )
-    return fig
 
 
 def ramachandran(
@@ -202,10 +123,10 @@ def calibration_scatter(
     ax.set_ylabel(f"{error_label} ({unit})")
     style.note(ax, f"covered: {100 * np.mean(y <= x):.1f} %\ntarget: {100 * (1 - alpha):g} %")
     for axis in (ax.xaxis, ax.yaxis):
-        _log_ticks(axis, high / low)
+        log_ticks(axis, high / low)
     bar = fig.colorbar(bins, ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Structures")
     style.style_axes(bar.ax, boxed=True)
-    _log_ticks(bar.ax.yaxis, float(bins.get_array().max()))  # pyright: ignore[reportOptionalMemberAccess]
+    log_ticks(bar.ax.yaxis, float(bins.get_array().max()))  # pyright: ignore[reportOptionalMemberAccess]
     return fig
 
 
@@ -266,49 +187,7 @@ def save_figure(fig: Figure, path: str | Path) -> None:
         fig.savefig(temporary, dpi=150, format="png")
 
 
-def _against_size(
-    rounds: Sequence[Mapping[str, float | int | None]], name: str, *, positive: bool
-) -> NDArray[np.float64]:
-    """Rows (structures, value) of the rounds that have ``name``, [n, 2]."""
-    found = []
-    for row in rounds:
-        train, valid, value = row.get("n_train"), row.get("n_valid"), row.get(name)
-        if train is None or valid is None or value is None or not np.isfinite(value):
-            continue
-        if value > 0 or not positive:
-            found.append((train + valid, value))
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
-
-
-def _mean_curve(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Rows (structures, mean, standard deviation), [n, 3], of curves [n_i, 2]; one curve alone deviates by 0."""
-    curves = [curve[np.argsort(curve[:, 0], kind="stable")] for curve in runs if len(curve)]
-    if not curves:
-        return np.empty((0, 3))
-    sizes = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-    common = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
-    sizes = sizes[(sizes >= common[0]) & (sizes <= common[1])]
-    values = np.stack([np.interp(sizes, *curve.T) for curve in curves])
-    deviation = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(sizes))
-    return np.stack([sizes, values.mean(axis=0), deviation], axis=1)
-
-
-def _curve_axes(ax: Axes, label: str, log: bool, values: NDArray[np.float64]) -> None:
-    """Labels, limits and ticks of a panel of learning curves that shows ``values``."""
-    ax.set_xlabel("Labelled structures")
-    ax.set_ylabel(label)
-    ax.set_xlim(0, None)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    if not log:
-        ax.set_ylim(0, 1)
-    elif len(values):
-        ax.set_yscale("log")
-        low, high = values.min(), values.max()
-        ax.set_ylim(low / 1.3, high * 1.3)
-        _log_ticks(ax.yaxis, high / low)
-
-
-def _log_ticks(axis: Axis, ratio: float) -> None:
+def log_ticks(axis: Axis, ratio: float) -> None:
     """Plain numbers on a logarithmic axis that spans ``ratio``: at 1, 2, 5 up to two decades, else at 1."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from ubmd.analysis.autocorrelation import act
 from ubmd.analysis.coverage import coverage
-from ubmd.analysis.figures import learning_curves, ramachandran, save_figure
+from ubmd.analysis.curves import learning_curves
+from ubmd.analysis.figures import ramachandran, save_figure
 from ubmd.analysis.tables import rounds_table, stage_times_table
 from ubmd.analysis.torsions import torsion_angles
 from ubmd.dynamics.trajectory import read_trajectory

@@ -1,0 +1,180 @@
+"""Learning curves and exploration: of one run, or of several settings side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from ubmd.analysis import style
+from ubmd.analysis.comparison import coverage_against_steps
+from ubmd.analysis.figures import log_ticks
+from ubmd.errors import InputError
+
+__all__ = ["compared_curves", "exploration_curves", "learning_curves"]
+
+Rounds = Sequence[Mapping[str, float | int | None]]
+"""Rows of a ``metrics.csv``, see :mod:`ubmd.analysis.metrics`."""
+
+_PANELS = (
+    ("energy_rmse_mev_per_atom", "Energy RMSE (meV/atom)", True),
+    ("force_rmse_ev_per_ang", "Force RMSE (eV/Å)", True),
+    ("stress_rmse_mpa", "Stress RMSE (MPa)", True),
+    ("coverage", "Coverage of CV space", False),
+)
+"""Learning curves: the column of ``metrics.csv``, the label, and whether the axis is logarithmic."""
+
+_LEGEND_COLUMNS = 3
+
+
+def learning_curves(rounds: Rounds) -> Figure:
+    """Test errors and coverage against the number of labelled structures (Fig. 3 a-c).
+
+    Panels for stress and coverage appear if any round has them; rounds without a value leave no mark.
+
+    Args:
+        rounds: rows of ``metrics.csv``, see :mod:`ubmd.analysis.metrics`.
+
+    Raises:
+        InputError: no round has the sizes of its data and an energy or force error.
+    """
+    series = [(label, log, _against_size(rounds, name, positive=log)) for name, label, log in _PANELS]
+    shown = [entry for entry in series if len(entry[2])]
+    if not shown:
+        raise InputError("rounds holds no error with n_train and n_valid; give the rows of a metrics.csv")
+    fig, axes = style.new_figure(2.55 * len(shown) + 0.2, 2.4, len(shown))
+    for ax, (label, log, values) in zip(axes, shown, strict=True):
+        small = len(values) > 30  # markers of many rounds would run into each other
+        ax.plot(*values.T, "-o", color=style.BLUE, lw=1.4, ms=2.0 if small else 3.5, clip_on=False, zorder=3)
+        _curve_axes(ax, label, log, values[:, 1])
+    return fig
+
+
+def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure:
+    """Learning curves of several settings, each the mean over its runs with the standard deviation as shade.
+
+    Runs whose data sets grew to different sizes are interpolated linearly, within the range that all of them have.
+
+    Args:
+        settings: for each label the runs, each as rows of its ``metrics.csv``.
+
+    Raises:
+        InputError: no run has the sizes of its data and an error or a coverage.
+    """
+    shown = []
+    for name, label, log in _PANELS:
+        found = {k: _mean_curve([_against_size(r, name, positive=log) for r in v]) for k, v in settings.items()}
+        if any(len(curve) for curve in found.values()):
+            shown.append((label, log, found))
+    if not shown:
+        raise InputError("the runs hold no error with n_train and n_valid; give runs of `ubmd learn`")
+    fig, axes = _figure_with_legend(len(shown), len(settings))
+    for ax, (label, log, found) in zip(axes, shown, strict=True):
+        heights = _draw_means(ax, found, log=log)
+        _curve_axes(ax, label, log, heights)
+    _legend(fig, axes[0])
+    return fig
+
+
+def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
+    """Coverage of the space of collective variables against the steps of all walkers together (Fig. 4 a).
+
+    Means and deviations are drawn as in :func:`compared_curves`.
+
+    Args:
+        settings: for each label the runs, each as rows of its ``metrics.csv``.
+
+    Returns:
+        the figure; None if no run knows its coverage.
+    """
+    found = {k: _mean_curve([coverage_against_steps(rounds) for rounds in v]) for k, v in settings.items()}
+    if not any(len(curve) for curve in found.values()):
+        return None
+    fig, (ax,) = _figure_with_legend(1, len(settings), width=4.4)
+    _draw_means(ax, found, log=False)
+    ax.set_xlabel("Steps of all walkers")
+    ax.set_ylabel("Coverage of CV space")
+    ax.set_xlim(0, None)
+    ax.set_ylim(0, 1)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _legend(fig, ax)
+    return fig
+
+
+def _figure_with_legend(panels: int, n_settings: int, width: float = 2.55) -> tuple[Figure, list[Axes]]:
+    """A row of panels with room for a legend of all settings above."""
+    rows = math.ceil(n_settings / _LEGEND_COLUMNS)
+    return style.new_figure(width * panels + 0.2, 2.45 + 0.2 * rows, panels)
+
+
+def _legend(fig: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=_LEGEND_COLUMNS,
+        fontsize=8,
+        labelcolor=style.INK,
+        frameon=False,
+    )
+
+
+def _draw_means(ax: Axes, curves: Mapping[str, NDArray[np.float64]], *, log: bool) -> NDArray[np.float64]:
+    """Draws curves [n, 3] of abscissa, mean and deviation; returns the heights that must be in view."""
+    heights = []
+    for number, (setting, curve) in enumerate(curves.items()):
+        x, mean, deviation = curve.T
+        colour = style.PALETTE[number % len(style.PALETTE)]
+        line = ("-", "--", ":", "-.")[number // len(style.PALETTE) % 4]
+        ax.plot(x, mean, line, color=colour, lw=1.4, marker="o", ms=2.5, label=setting, zorder=3)
+        low = np.maximum(mean - deviation, 0.3 * mean) if log else mean - deviation  # zero is at infinity
+        ax.fill_between(x, low, mean + deviation, color=colour, alpha=0.2, lw=0, zorder=2)
+        heights += [low, mean + deviation]
+    return np.concatenate(heights)
+
+
+def _against_size(rounds: Rounds, name: str, *, positive: bool) -> NDArray[np.float64]:
+    """Rows (structures, value) of the rounds that have ``name``, [n, 2]."""
+    found = []
+    for row in rounds:
+        train, valid, value = row.get("n_train"), row.get("n_valid"), row.get(name)
+        if train is None or valid is None or value is None or not np.isfinite(value):
+            continue
+        if value > 0 or not positive:
+            found.append((train + valid, value))
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _mean_curve(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Rows (abscissa, mean, standard deviation), [n, 3], of curves [n_i, 2]; one curve alone deviates by 0."""
+    curves = [curve[np.argsort(curve[:, 0], kind="stable")] for curve in runs if len(curve)]
+    if not curves:
+        return np.empty((0, 3))
+    sizes = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    common = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    sizes = sizes[(sizes >= common[0]) & (sizes <= common[1])]
+    values = np.stack([np.interp(sizes, *curve.T) for curve in curves])
+    deviation = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(sizes))
+    return np.stack([sizes, values.mean(axis=0), deviation], axis=1)
+
+
+def _curve_axes(ax: Axes, label: str, log: bool, values: NDArray[np.float64]) -> None:
+    """Labels, limits and ticks of a panel of learning curves that shows ``values``."""
+    ax.set_xlabel("Labelled structures")
+    ax.set_ylabel(label)
+    ax.set_xlim(0, None)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    if not log:
+        ax.set_ylim(0, 1)
+    elif len(values):
+        ax.set_yscale("log")
+        low, high = values.min(), values.max()
+        ax.set_ylim(low / 1.3, high * 1.3)
+        log_ticks(ax.yaxis, high / low)
