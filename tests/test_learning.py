@@ -12,6 +12,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk, molecule
 
 from ubmd import cli
 from ubmd.analysis.metrics import COLUMNS, read_metrics
@@ -166,8 +167,6 @@ def test_finished_run_is_left_as_it_is(uninterrupted: Path, cache: Path) -> None
 
 def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
-    from ase.build import molecule
-
     ase.io.write(tmp_path / "my.xyz", molecule("CH3CH2OH"))
     own = [o for o in TINY if not o.startswith(("experiment", "data.test"))]
     code = cli.main(
@@ -198,6 +197,10 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["threads=0"], "threads=0"),
         (["dtype=float16"], "float16"),
         (["training.loss.stress=0.1"], "stress"),
+        (
+            ["training.loss.stress=0.1", "~system.torsions", "system.structure=${paths.cache}/cell.xyz"],
+            "needs a reference that computes stress, which FF19SB does not",
+        ),
         (["data.test=nowhere.extxyz"], "nowhere.extxyz"),
     ],
 )
@@ -211,6 +214,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("UBMD_CACHE", str(cache))
+    ase.io.write(cache / "cell.xyz", bulk("C"), format="extxyz")
     assert cli.main(["learn", *TINY, *overrides]) == 2
     message = capsys.readouterr().err
     assert sentence in message

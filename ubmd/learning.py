@@ -120,6 +120,11 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     if stress and not system.periodic:
         raise InputError(f"training.loss.stress={cfg.training.loss.stress} needs a periodic system; set it to 0")
     reference: Reference = build(cfg, "reference")
+    if stress and not reference.has_stress:
+        raise InputError(
+            f"training.loss.stress={cfg.training.loss.stress} needs a reference that computes stress, which "
+            f"{type(reference).__name__} does not; set it to 0 or choose another reference"
+        )
     data = build(cfg, "data")
     if isinstance(data, DataFiles):
         raise InputError("data=files is the data of `ubmd train`; use data=default")

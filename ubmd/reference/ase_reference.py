@@ -12,14 +12,14 @@ import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Plain, ReferenceError, checked_label, class_path
+from ubmd.reference.base import Label, Plain, Reference, ReferenceError, checked_label, class_path
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import BaseCalculator
 
 
-class ASEReference:
+class ASEReference(Reference):
     """Labels from an ASE calculator, a fresh calculation for every structure.
 
     The energy is the one that the forces are the gradient of (``free_energy``) where the calculator tells
@@ -49,7 +49,7 @@ class ASEReference:
             )
         self.calculator = calculator
         self._energy = "free_energy" if "free_energy" in implemented else "energy"
-        self._has_stress = "stress" in implemented
+        self.has_stress = "stress" in implemented
         # Taken now: some calculators add to their parameters while they run.
         self._fingerprint: dict[str, Plain] = {
             "class": class_path(self),
@@ -77,7 +77,7 @@ class ASEReference:
         try:
             forces = calculator.get_property("forces", structure)
             stress = None
-            if self._has_stress and structure.pbc.all():
+            if self.has_stress and structure.pbc.all():
                 stress = voigt_6_to_full_3x3_stress(calculator.get_property("stress", structure))
             energy = calculator.get_property(self._energy, structure)
         except Exception as error:

@@ -35,6 +35,9 @@ class Label:
 class Reference(Protocol):
     """A method that labels structures, one at a time."""
 
+    has_stress: bool = False
+    """Whether structures that are periodic in three directions are labelled with a stress."""
+
     def fingerprint(self) -> dict[str, Plain]:
         """Settings that determine a label, as plain JSON types; labels are stored under them.
 

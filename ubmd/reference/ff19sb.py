@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ubmd.errors import InputError
 from ubmd.reference.alanine_dipeptide import SYMBOLS
-from ubmd.reference.base import Label, Plain, checked_label, class_path
+from ubmd.reference.base import Label, Plain, Reference, checked_label, class_path
 from ubmd.reference.cmap import CMAP
 from ubmd.reference.openmm_system import (
     FORCE_FIELD,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _TERMS = ("bonds", "angles", "dihedrals", "impropers", "1-4", "electrostatics", "lj")
 
 
-class FF19SB:
+class FF19SB(Reference):
     """Energies and forces of alanine dipeptide, float64 on the CPU, no cutoff.
 
     In a configuration::
