@@ -170,8 +170,9 @@ def datamodule(n_members: int) -> GrowingDataModule:
     return module
 
 
-def trainer(epochs: int) -> Trainer:
+def trainer(epochs: int, clip: float | None = None) -> Trainer:
     return Trainer(
+        gradient_clip_val=clip,
         accelerator="cpu",
         max_epochs=epochs,
         logger=False,
@@ -183,7 +184,8 @@ def trainer(epochs: int) -> Trainer:
     )
 
 
-def test_training_the_ensemble_is_training_its_first_member() -> None:
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_training_the_ensemble_is_training_its_first_member(clip: float | None) -> None:
     """Several epochs of Adam with mini-batches: the first member's weights are those of a fit without the others."""
     model = Ensemble(["Cu", "Au"], MEMBER, seed=5).double()
     alone = MEMBER(["Cu", "Au"], seed=0).double()
@@ -193,7 +195,7 @@ def test_training_the_ensemble_is_training_its_first_member() -> None:
         batch = data.split("train")
         assert batch.energy is not None
         network.fit_scale_shift(batch.energy, network.composition(batch))
-        trainer(3).fit(PotentialModule(network), data)  # pyright: ignore[reportArgumentType]
+        trainer(3, clip).fit(PotentialModule(network), data)  # pyright: ignore[reportArgumentType]
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(model.member_state(0)[name], value, rtol=1e-6, atol=1e-9)
     for name, value in model.named_parameters():

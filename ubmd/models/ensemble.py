@@ -67,7 +67,7 @@ class Ensemble(nn.Module):
     by that member alone. That is how the ensemble is trained: the mini-batches of the members, each in its own
     order, come as one batch, and since no parameter is shared, the loss summed over it has for each member the
     gradient of the member's own loss. Adam treats every number by itself, so a step equals a step of each
-    member alone. (Clipping gradients by the norm of all parameters together would not; clip by value.)
+    member alone.
 
     Parameters are named as in the network, with the member as their first axis.
 

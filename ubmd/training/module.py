@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from ubmd.data.batch import AtomicBatch
@@ -82,7 +83,7 @@ class PotentialModule(LightningModule):
         super().__init__()
         if not sam_radius >= 0:
             raise InputError(f"training.sam_radius={sam_radius} must not be negative; 0 is off")
-        if sam_radius and getattr(model, "n_members", 1) > 1:
+        if sam_radius and model.n_members > 1:
             # one step to the worst neighbour of all parameters together would tie the members to each other
             raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
         self.potential = Potential(model)
@@ -170,6 +171,23 @@ class PotentialModule(LightningModule):
             return loss
 
         optimizer.step(closure=sharpness_aware if self.sam_radius else optimizer_closure)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the trainer is told to; the norm is that of each member of an ensemble by itself."""
+        members = self.model.n_members
+        if members == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+        factor = (gradient_clip_val / (squares.sqrt() + 1e-6)).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(factor.view(members, *[1] * (gradient.ndim - 1)))
 
     def validation_step(self, batch: AtomicBatch) -> None:
         self._evaluate("valid", batch)
