@@ -104,7 +104,12 @@ def test_from_a_data_set_to_a_potential(here: Path, capsys: pytest.CaptureFixtur
     # the same by the metrics of training and by those of calibration
     logged = read_last(run / "csv" / "version_0" / "metrics.csv", "test/force_rmse_ev_per_ang")
     assert logged == pytest.approx(found["force_rmse_ev_per_ang"], rel=1e-5)
-    assert metrics["test_coverage_atom"] == pytest.approx(found["coverage_atom"])
+    for name in ("atom", "total", "atom_50", "total_50"):
+        assert metrics[f"test_coverage_{name}"] == pytest.approx(found[f"coverage_{name}"])
+    assert found["coverage_atom_50"] < found["coverage_atom"]
+    # of the n values that it was calibrated with, the smallest (n + 1) / 2 lie within their uncertainty
+    n = metrics["valid"]["n_atoms"]
+    assert metrics["valid"]["coverage_atom_50"] == pytest.approx(np.ceil((n + 1) / 2) / n, abs=1 / n)
     assert (run / "figures" / "calibration.png").stat().st_size > 5000
     kept = {"config.yaml", "provenance.json", "ubmd.log", "metrics.json", "model.ckpt", "figures", "csv"}
     assert {file.name for file in run.iterdir()} - {".hydra"} == kept

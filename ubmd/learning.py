@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ase import Atoms
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ubmd.analysis.figures import calibration_scatter, save_figure
+from ubmd.analysis.figures import save_figure
 from ubmd.analysis.report import report_run, round_analysis
 from ubmd.calculator import torch_device
 from ubmd.callbacks.acquire import Acquire, label_with_progress
@@ -35,7 +34,7 @@ from ubmd.rounds import INITIAL, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
-from ubmd.training.evaluation import evaluate_structures
+from ubmd.training.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
 from ubmd.training.loggers import close_loggers, open_loggers
@@ -97,7 +96,7 @@ def learn(cfg: DictConfig) -> float | None:
                 _round(run, index, structures)
             records = run.store.records()
             potential = run.store.folder(len(records) - 1).model
-            _draw_calibration(run, potential)
+            _draw_calibration(run, len(records) - 1)
             report_run(run.store, run.torsions, progress.console)
             log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
         finally:
@@ -323,19 +322,24 @@ def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
     }
 
 
-def _draw_calibration(run: Run, potential: Path) -> None:
-    """The last potential's largest atomic errors on the test set against their uncertainties, drawn once."""
+def _draw_calibration(run: Run, index: int) -> None:
+    """A round's largest atomic errors on the test set against their uncertainties, drawn once."""
     file = run.store.figures / "calibration.png"
     structures = run.datamodule.test_structures
     if not structures or file.exists():
         return
     device = torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto")
-    trained = load_potential(potential, device=device)
+    trained = load_potential(run.store.folder(index).model, device=device)
     size = run.datamodule.evaluation_batch_size
-    found = evaluate_structures(trained.model, trained.uncertainty, structures, batch_size=size)
-    errors, uncertainties = found.largest(found.atomic_error), found.largest(found.atomic_uncertainty)
-    alpha = build(run.cfg, "calibration.atomic").alpha
-    save_figure(calibration_scatter(errors, uncertainties, alpha=alpha), file)
+    run.datamodule.set_round(index, run.store.structures(index))
+    calibrated = [run.datamodule.structures[i] for i in run.datamodule.valid_indices]
+    found, valid = (
+        evaluate_structures(trained.model, trained.uncertainty, part, batch_size=size)
+        for part in (structures, calibrated)
+    )
+    methods = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
+    half = half_confidence(found, valid, **methods)
+    save_figure(scatter_of_worst_atoms(found, methods["atomic"].alpha, half), file)
 
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:

@@ -110,6 +110,17 @@ def test_calibration_counts_every_structure_and_says_how_many_are_covered():
     assert ax.get_ylabel() == "Max. atomic force RMSE (eV/Å)"
 
 
+def test_calibration_shows_half_confidence_beside():
+    error = np.linspace(0.1, 1.0, 10)
+    fig = drawn(calibration_scatter(error, np.full(10, 1.0), half=np.full(10, 0.551), alpha=0.05))
+    pale, bins = fig.axes[0].collections
+    assert pale.get_zorder() < bins.get_zorder()
+    assert pale.get_array().sum() == bins.get_array().sum() == 10
+    assert fig.axes[0].texts[0].get_text() == "covered: 100.0 %\ntarget: 95 %\ngrey, α = 0.5: 50.0 %"
+    with pytest.raises(InputError, match="half has shape"):
+        calibration_scatter([0.1], [0.1], half=[0.1, 0.2], alpha=0.05)
+
+
 def test_calibration_with_one_structure_and_without_any():
     drawn(calibration_scatter([0.1], [0.1], alpha=0.5))
     with pytest.raises(InputError, match="no pair of positive"):

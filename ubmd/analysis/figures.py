@@ -79,6 +79,7 @@ def calibration_scatter(
     uncertainty: ArrayLike,
     *,
     alpha: float,
+    half: ArrayLike | None = None,
     unit: str = "eV/Å",
     error_label: str = "Max. atomic force RMSE",
     uncertainty_label: str = "Max. calibrated uncertainty",
@@ -92,6 +93,7 @@ def calibration_scatter(
         error: [n] one for each structure, in ``unit``; n >= 1.
         uncertainty: [n], in ``unit``.
         alpha: the α of the conformal calibration, in (0, 1).
+        half: [n] uncertainties calibrated with α = 0.5 instead, drawn pale and in grey below the others.
         unit: unit of both axes.
         error_label: what the ordinate shows.
         uncertainty_label: what the abscissa shows.
@@ -106,22 +108,28 @@ def calibration_scatter(
     drawn = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
     if not drawn.any():
         raise InputError("uncertainty and error hold no pair of positive numbers; give those of a test set")
+    pale = None if half is None else _vector("half", half, len(y))[drawn]
     x, y = x[drawn], y[drawn]
-    span = np.log10([min(x.min(), y.min()), max(x.max(), y.max())])
+    inside = [values[values > 0] for values in (x, y, pale) if values is not None]
+    span = np.log10([min(v.min(initial=np.inf) for v in inside), max(v.max(initial=0) for v in inside)])
     span += np.array([-1, 1]) * max(0.06 * (span[1] - span[0]), 0.1)
     low, high = 10**span
     fig, (ax,) = style.new_figure(3.8, 3.3)
     style.style_axes(ax, boxed=True)
     pale_to_blue = LinearSegmentedColormap.from_list("pale_to_blue", ["#C6DBEF", "#6BAED6", style.BLUE, "#08306B"])
-    bins = ax.hexbin(
-        x, y, xscale="log", yscale="log", gridsize=36, extent=(span[0], span[1], span[0], span[1]),
-        mincnt=1, bins="log", cmap=pale_to_blue, linewidths=0.1, zorder=2,
-    )  # fmt: skip
+    hexagons = {"xscale": "log", "yscale": "log", "gridsize": 36, "extent": (*span, *span), "mincnt": 1, "bins": "log"}
+    if pale is not None:
+        greys = LinearSegmentedColormap.from_list("greys", ["#E0E0E0", "#6F6F6F"])
+        ax.hexbin(pale, y, cmap=greys, linewidths=0.1, alpha=0.6, zorder=1, **hexagons)
+    bins = ax.hexbin(x, y, cmap=pale_to_blue, linewidths=0.1, zorder=2, **hexagons)
     ax.plot([low, high], [low, high], color=style.RED, lw=1.2, zorder=3)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set_xlabel(f"{uncertainty_label} ({unit})")
     ax.set_ylabel(f"{error_label} ({unit})")
-    style.note(ax, f"covered: {100 * np.mean(y <= x):.1f} %\ntarget: {100 * (1 - alpha):g} %")
+    told = f"covered: {100 * np.mean(y <= x):.1f} %\ntarget: {100 * (1 - alpha):g} %"
+    if pale is not None:
+        told += f"\ngrey, α = 0.5: {100 * np.mean(y <= pale):.1f} %"
+    style.note(ax, told)
     for axis in (ax.xaxis, ax.yaxis):
         log_ticks(axis, high / low)
     bar = fig.colorbar(bins, ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Structures")

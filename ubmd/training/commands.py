@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from ubmd.analysis.figures import calibration_scatter, save_figure
+from ubmd.analysis.figures import save_figure
 from ubmd.calculator import check_elements, torch_device
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.config import build, check_device, plain
@@ -36,7 +36,9 @@ from ubmd.training.evaluation import (
     error_metrics,
     errors_table,
     evaluate_structures,
+    half_confidence,
     predicted_structures,
+    scatter_of_worst_atoms,
 )
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
@@ -170,9 +172,11 @@ def _fit(cfg: DictConfig, job: _Job, folder: Path, loggers: list[Logger], progre
     found = {
         k: evaluate_structures(potential.model, potential.uncertainty, v, batch_size=size) for k, v in held_out.items()
     }
-    _draw(found.get("test", found["valid"]), job.calibration["atomic"].alpha, folder)
+    half = {name: half_confidence(evaluation, found["valid"], **job.calibration) for name, evaluation in found.items()}
+    shown = "test" if "test" in found else "valid"
+    _draw(found[shown], job.calibration["atomic"].alpha, folder, half[shown])
     metrics: dict[str, Any] = {"n_train": len(datamodule.train_indices), "n_valid": len(datamodule.valid_indices)}
-    metrics |= {name: error_metrics(evaluation) for name, evaluation in found.items()}
+    metrics |= {name: error_metrics(evaluation, half[name]) for name, evaluation in found.items()}
     return metrics | {
         **calibrate.coverage,
         "time_fit_s": fit.seconds,
@@ -229,12 +233,8 @@ def evaluate(cfg: DictConfig) -> float:
     return metrics["force_rmse_ev_per_ang"]
 
 
-def _draw(found: Evaluation, alpha: float, folder: Path) -> None:
-    """The worst atom of each structure: its error against its uncertainty."""
-    figure = calibration_scatter(
-        found.largest(found.atomic_error), found.largest(found.atomic_uncertainty), alpha=alpha
-    )
-    save_figure(figure, folder / "figures" / "calibration.png")
+def _draw(found: Evaluation, alpha: float, folder: Path, half: Evaluation | None = None) -> None:
+    save_figure(scatter_of_worst_atoms(found, alpha, half), folder / "figures" / "calibration.png")
 
 
 def _report(columns: dict[str, dict[str, Any]], written: str, console: Console) -> None:

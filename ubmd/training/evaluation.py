@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from torch import nn
 
+from ubmd.analysis.figures import calibration_scatter
 from ubmd.data.batch import collate
 from ubmd.dynamics.bias import BiasedPotential
 from ubmd.models.potential import Potential, Prediction
 from ubmd.uncertainty.base import Uncertainty
+from ubmd.uncertainty.calibration import AtomicCalibration, CalibrationData, ConformalCalibration, Factors
 from ubmd.units import MPA
 
-__all__ = ["Evaluation", "error_metrics", "errors_table", "evaluate_structures", "predicted_structures"]
+__all__ = [
+    "Evaluation",
+    "error_metrics",
+    "errors_table",
+    "evaluate_structures",
+    "half_confidence",
+    "predicted_structures",
+    "scatter_of_worst_atoms",
+]
 
 Array = NDArray[np.float64]
 
@@ -54,6 +65,17 @@ class Evaluation:
     def atomic_error(self) -> Array:
         """[n_atoms] RMSE of the force on each atom over its components, eV/Å."""
         return np.sqrt(np.square(self.forces[0] - self.forces[1]).mean(axis=1))
+
+    @property
+    def calibration_data(self) -> CalibrationData:
+        """Errors and uncertainties, to be calibrated (once more)."""
+        parts = (self.atomic_error, self.atomic_uncertainty, self.total_error, self.uncertainty, self.numbers)
+        return CalibrationData(*map(torch.as_tensor, parts))
+
+    def scaled(self, factors: Factors) -> Evaluation:
+        """The same with all uncertainties times their factors."""
+        atomic = self.atomic_uncertainty * factors.atomic[self.numbers].numpy()
+        return replace(self, atomic_uncertainty=atomic, uncertainty=self.uncertainty * factors.total)
 
     def per_structure(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         """Values of atoms [n_atoms, ...] structure by structure."""
@@ -106,12 +128,28 @@ def evaluate_structures(
     )
 
 
-def error_metrics(found: Evaluation) -> dict[str, Any]:
+def half_confidence(
+    found: Evaluation, valid: Evaluation, *, atomic: AtomicCalibration, total: ConformalCalibration
+) -> Evaluation:
+    """What ``found`` would be if the uncertainties had been calibrated with alpha = 0.5, as Fig. 2 compares.
+
+    Args:
+        found: any structures.
+        valid: the structures that the same uncertainties were calibrated with.
+        atomic: the calibration of atoms.
+        total: the calibration of structures.
+    """
+    methods = {"atomic": replace(atomic, alpha=0.5), "total": replace(total, alpha=0.5)}
+    return found.scaled(Factors.of(valid.calibration_data, **methods))
+
+
+def error_metrics(found: Evaluation, half: Evaluation | None = None) -> dict[str, Any]:
     """Errors, the units in their names, and coverage.
 
     MAE and RMSE of the energy per atom, the force components and, where there is one, the stress components;
     ``force_rmse_ev_per_ang_by_species``; ``coverage_atom`` and ``coverage_total``, the shares of atoms and of
-    structures whose error does not exceed its calibrated uncertainty.
+    structures whose error does not exceed its calibrated uncertainty; with ``half``, which is ``found`` at the
+    confidence of alpha = 0.5, both with ``_50`` for it.
     """
     errors = {
         "energy_{}_mev_per_atom": 1e3 * (found.energy[0] - found.energy[1]) / found.n_atoms,
@@ -128,8 +166,10 @@ def error_metrics(found: Evaluation) -> dict[str, Any]:
         chemical_symbols[z]: float(np.sqrt(np.square(force[found.numbers == z]).mean()))
         for z in sorted(set(found.numbers.tolist()))
     }
-    out["coverage_atom"] = float(np.mean(found.atomic_error <= found.atomic_uncertainty))
-    out["coverage_total"] = float(np.mean(found.total_error <= found.uncertainty))
+    for suffix, level in (("", found), ("_50", half)):
+        if level is not None:
+            out[f"coverage_atom{suffix}"] = float(np.mean(level.atomic_error <= level.atomic_uncertainty))
+            out[f"coverage_total{suffix}"] = float(np.mean(level.total_error <= level.uncertainty))
     return out
 
 
@@ -158,7 +198,25 @@ def errors_table(columns: dict[str, dict[str, Any]]) -> Table:
     add_metric("stress RMSE, MPa", "stress_rmse_mpa", "{:.1f}")
     add_metric("errors covered, atoms", "coverage_atom", "{:.1%}")
     add_metric("errors covered, structures", "coverage_total", "{:.1%}")
+    add_metric("  with α = 0.5, atoms", "coverage_atom_50", "{:.1%}")
+    add_metric("  with α = 0.5, structures", "coverage_total_50", "{:.1%}")
     return table
+
+
+def scatter_of_worst_atoms(found: Evaluation, alpha: float, half: Evaluation | None = None) -> Figure:
+    """The worst atom of each structure, its error against its uncertainty (Fig. 2).
+
+    Args:
+        found: the structures.
+        alpha: that their uncertainties were calibrated with.
+        half: the same with uncertainties calibrated with alpha = 0.5, drawn pale; None leaves it out.
+    """
+    return calibration_scatter(
+        found.largest(found.atomic_error),
+        found.largest(found.atomic_uncertainty),
+        alpha=alpha,
+        half=None if half is None else half.largest(half.atomic_uncertainty),
+    )
 
 
 def predicted_structures(structures: Sequence[Atoms], found: Evaluation) -> list[Atoms]:
