@@ -112,7 +112,7 @@ class Springs:
     def __init__(self, k: float, forces_dtype: torch.dtype | None = None):
         self.k, self.forces_dtype = k, forces_dtype
 
-    def __call__(self, batch, memory=None):
+    def __call__(self, batch, memory=None, *, stress=False):
         energy = 0.5 * self.k * batch.sum_atoms(batch.positions.square().sum(1)).double()
         forces = -self.k * batch.positions
         return Prediction(energy=energy, forces=forces.to(self.forces_dtype or forces.dtype))

@@ -41,7 +41,7 @@ class Surface:
     def __init__(self, energy):
         self.energy = energy
 
-    def __call__(self, batch: AtomicBatch, memory: Memory | None = None) -> Prediction:
+    def __call__(self, batch: AtomicBatch, memory: Memory | None = None, *, stress: bool = False) -> Prediction:
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             energy = self.energy(positions.view(batch.n_systems, -1, 3))

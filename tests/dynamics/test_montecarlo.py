@@ -35,7 +35,7 @@ class Surface:
     def __init__(self, energy):
         self.energy = energy
 
-    def __call__(self, batch, memory=None) -> Prediction:
+    def __call__(self, batch, memory=None, *, stress=False) -> Prediction:
         energy = self.energy(batch.positions.view(batch.n_systems, -1, 3)).double()
         return Prediction(energy=energy, forces=torch.zeros_like(batch.positions), memory=memory)
 

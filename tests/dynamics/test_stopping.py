@@ -52,6 +52,17 @@ def close(state):
     return changed(state, "positions", 15, x)
 
 
+def collapsed(state):
+    return reshaped(state, 0.24 * torch.eye(3))
+
+
+def reshaped(state, strain):
+    cells = 5 * torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
+    cell = cells.clone()
+    cell[1] = cell[1] @ strain.double()
+    return state.replace(batch=state.batch.replace(cell=cell), start_cell=cells)
+
+
 def uncertain(state):
     return changed(state, "atomic_uncertainty", 15, 1.51)
 
@@ -61,6 +72,7 @@ def late(state):
 
 
 ORDER = [
+    (collapsed, StopReason.CELL),
     (nan, StopReason.NAN),
     (close, StopReason.CLOSE_CONTACT),
     (hot, StopReason.TEMPERATURE),
@@ -93,12 +105,13 @@ def test_unphysical_states_are_no_candidates(state):
         StopReason.TEMPERATURE,
         StopReason.CLOSE_CONTACT,
         StopReason.NAN,
+        StopReason.CELL,
     ]
 
 
 def test_rules_can_be_switched_off(state):
-    off = StoppingRules(uncertainty_threshold=None, max_steps=1000, min_distance=None, max_temperature_factor=None)
-    assert not stop_reasons(uncertain(hot(close(late(state)))), off).any()
+    off = StoppingRules(None, 1000, None, None, max_volume_factor=None, min_height_factor=None)
+    assert not stop_reasons(uncertain(hot(close(late(collapsed(state))))), off).any()
     assert stop_reasons(nan(state), off).tolist() == [0, StopReason.NAN, 0, 0]
 
 
@@ -116,6 +129,25 @@ def test_thresholds_are_where_they_say(state):
     for factor, stops in ((0.99, False), (1.01, True)):
         momenta = state.momenta[8:16] * (factor * limit / kelvin).sqrt()
         assert bool(stop_reasons(changed(state, "momenta", slice(8, 16), momenta), RULES).any()) is stops
+
+
+@pytest.mark.parametrize(
+    ("strain", "stops"),
+    [
+        ([[3.9, 0, 0], [0, 1, 0], [0, 0, 1]], False),  # grown
+        ([[4.1, 0, 0], [0, 1, 0], [0, 0, 1]], True),
+        ([[0.5, 0, 0], [0, 0.51, 0], [0, 0, 1]], False),  # collapsed
+        ([[0.5, 0, 0], [0, 0.49, 0], [0, 0, 1]], True),
+        ([[0.29, 0, 0], [0, 2, 0], [0, 0, 1]], True),  # flat, of nearly the same volume
+        ([[1, 0, 0], [3.1, 1, 0], [0, 0, 1]], False),  # sheared: faces at 1 / sqrt(1 + 3.1²) = 0.307
+        ([[1, 0, 0], [3.3, 1, 0], [0, 0, 1]], True),
+        ([[0, -1.0, 0], [1, 0, 0], [0, 0, -1]], False),  # turned and reflected
+        ([[float("nan"), 0, 0], [0, 1, 0], [0, 0, 1]], False),
+    ],
+)
+def test_limits_of_the_cell(state, strain, stops):
+    reasons = stop_reasons(reshaped(state, torch.tensor(strain)), RULES)
+    assert reasons.tolist() == [0, StopReason.CELL if stops else 0, 0, 0]
 
 
 def test_contact_with_a_periodic_image():
@@ -151,6 +183,8 @@ def test_every_reason_is_described():
         ({"max_steps": 1.5}, "max_steps"),
         ({"min_distance": -0.5}, "min_distance"),
         ({"max_temperature_factor": 1.0}, "max_temperature_factor"),
+        ({"max_volume_factor": 0.5}, "max_volume_factor"),
+        ({"min_height_factor": 1.5}, "min_height_factor"),
     ],
 )
 def test_refuses_bad_settings(wrong, word):

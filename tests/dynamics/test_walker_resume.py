@@ -13,6 +13,7 @@ import torch
 from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.langevin import Langevin
+from ubmd.dynamics.melchionna import Melchionna
 from ubmd.dynamics.state import WalkerState
 from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.walkers import run_walkers
@@ -38,18 +39,40 @@ def crystals() -> tuple[WalkerState, Toy, StoppingRules]:
     return state, toy, StoppingRules(None, max_steps=150)
 
 
-def explore(case, **options) -> Exploration:
+def pressed(dtype=torch.float64) -> tuple[WalkerState, Toy, StoppingRules]:
+    """The same, whose cells follow the pressure until one of them has collapsed."""
+    state = walkers(
+        [gas(i) for i in range(4)], temperature=2000.0, cutoff=3.2, fuse=[10**6, 10**6, 61, 10**6], dtype=dtype
+    )
+    toy = Toy(cutoff=3.2, epsilon=0.1, sigma=2.4, tether=0.0, drive=0.01, fault=burst)
+    return state, toy, StoppingRules(None, max_steps=150, max_volume_factor=1.15)
+
+
+LANGEVIN = Langevin(dt=1.0, friction=0.01)
+PRESSED = Melchionna(1.0, pressure=[3000, 12000], thermostat_time=40, barostat_time=100)
+
+
+def explore(case, integrator=LANGEVIN, **options) -> Exploration:
     state, toy, rules = case
-    return run_walkers(state, toy, Langevin(dt=1.0, friction=0.01), rules, frame_interval=25, skin=0.4, **options)
+    return run_walkers(state, toy, integrator, rules, frame_interval=25, skin=0.4, **options)
 
 
 class Interrupted(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("case", [molecules(), molecules(torch.float32), crystals()])
-def test_interrupted_run_equals_the_uninterrupted_one(tmp_path, case):
-    whole = explore(case)
+@pytest.mark.parametrize(
+    ("case", "integrator"),
+    [
+        (molecules(), LANGEVIN),
+        (molecules(torch.float32), LANGEVIN),
+        (crystals(), LANGEVIN),
+        (pressed(), PRESSED),
+        (pressed(torch.float32), PRESSED),
+    ],
+)
+def test_interrupted_run_equals_the_uninterrupted_one(tmp_path, case, integrator):
+    whole = explore(case, integrator)
     assert len(set(whole.reasons)) > 1
     assert len(set(whole.steps)) > 1
     file, lives, calls = tmp_path / "walkers.pt", 0, 0
@@ -64,7 +87,8 @@ def test_interrupted_run_equals_the_uninterrupted_one(tmp_path, case):
     while True:
         calls = 0
         try:
-            found = explore(case, checkpoint=file, checkpoint_interval=11, on_progress=die_later, progress_interval=7)
+            options = {"checkpoint": file, "checkpoint_interval": 11, "progress_interval": 7}
+            found = explore(case, integrator, on_progress=die_later, **options)
             break
         except Interrupted:
             lives += 1

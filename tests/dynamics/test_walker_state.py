@@ -15,9 +15,10 @@ from ubmd.units import ACCELERATION, KB
 
 
 def everything(state: WalkerState) -> dict[str, torch.Tensor]:
-    own = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("batch", "memory")}
+    nested = ("batch", "memory", "extended")
+    own = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in nested}
     batch = {f"batch.{f.name}": getattr(state.batch, f.name) for f in fields(state.batch)}
-    memory = {f"memory.{k}": v for k, v in state.memory.items()}
+    memory = {f"{name}.{k}": v for name in nested[1:] for k, v in getattr(state, name).items()}
     return {k: v for k, v in {**own, **batch, **memory}.items() if v is not None}
 
 

@@ -30,7 +30,7 @@ class Toy:
         self.drive, self.scale, self.fault, self.plain = drive, scale, fault, plain
         self.sizes: list[int] = []  # walkers in each evaluation
 
-    def __call__(self, batch: AtomicBatch, memory: Memory | None = None) -> Prediction:
+    def __call__(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         self.sizes.append(batch.n_systems)
         energy, forces = self.energy_and_forces(batch)
         memory = dict(memory or {})
@@ -54,22 +54,34 @@ class Toy:
             atomic_uncertainty=atomic,
             tau=torch.full_like(atomic[: batch.n_systems], 0.25),
             bias_energy=bias,
+            stress=self.stress(batch) if stress else None,
             memory=memory,
         )
 
     def energy_and_forces(self, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
-            r2 = batch.replace(positions=positions).vectors().square().sum(2)
-            s6 = (self.sigma**2 / r2) ** 3
-            pair = 4 * self.epsilon * (s6 * s6 - s6)
-            if not self.plain:
-                pair = pair * (1 - r2 / self.cutoff**2) ** 2
-            pair = torch.where((r2 < self.cutoff**2) & batch.mask, pair, 0.0)
-            atomic = 0.5 * pair.sum(1) + 0.5 * self.tether * positions.square().sum(1)
-            energy = batch.sum_atoms(atomic.double())
+            energy = self.energy(batch.replace(positions=positions))
             (gradient,) = torch.autograd.grad(energy.sum(), positions)
         return energy.detach(), -gradient
+
+    def stress(self, batch: AtomicBatch) -> Tensor:
+        with torch.enable_grad():
+            strain = torch.zeros_like(batch.cell).requires_grad_()
+            shift = torch.einsum("na,nab->nb", batch.positions, strain[batch.system_idx])
+            strained = batch.replace(positions=batch.positions + shift, cell=batch.cell + batch.cell @ strain)
+            (gradient,) = torch.autograd.grad(self.energy(strained).sum(), strain)
+        return 0.5 * (gradient + gradient.mT) / batch.volume[:, None, None]
+
+    def energy(self, batch: AtomicBatch) -> Tensor:
+        r2 = batch.vectors().square().sum(2)
+        s6 = (self.sigma**2 / r2) ** 3
+        pair = 4 * self.epsilon * (s6 * s6 - s6)
+        if not self.plain:
+            pair = pair * (1 - r2 / self.cutoff**2) ** 2
+        pair = torch.where((r2 < self.cutoff**2) & batch.mask, pair, 0.0)
+        atomic = 0.5 * pair.sum(1) + 0.5 * self.tether * batch.positions.square().sum(1)
+        return batch.sum_atoms(atomic.double())
 
 
 class Plain:
@@ -78,9 +90,9 @@ class Plain:
     def __init__(self, toy: Toy):
         self.toy, self.cutoff = toy, toy.cutoff
 
-    def __call__(self, batch: AtomicBatch, memory: Memory | None = None) -> Prediction:
+    def __call__(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         energy, forces = self.toy.energy_and_forces(batch)
-        return Prediction(energy=energy, forces=forces, memory=memory)
+        return Prediction(energy, forces, self.toy.stress(batch) if stress else None, memory=memory)
 
 
 def cluster(n_atoms: int, seed: int = 0, symbol: str = "CHON") -> Atoms:

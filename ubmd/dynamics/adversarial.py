@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -88,6 +89,7 @@ class AdamDescent:
     learning_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    needs_stress: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # a YAML list must not look like another setting than a tuple

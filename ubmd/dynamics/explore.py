@@ -11,11 +11,11 @@ import torch
 from ase import Atoms
 
 from ubmd.data.batch import collate
+from ubmd.dynamics.barostat import in_turn
 from ubmd.dynamics.exploration import Exploration
-from ubmd.dynamics.langevin import Langevin
 from ubmd.dynamics.state import initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
-from ubmd.dynamics.walkers import Integrator, run_walkers
+from ubmd.dynamics.walkers import Integrator, MolecularDynamics, run_walkers
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
@@ -72,9 +72,14 @@ class Explorer:
         return None
 
     @property
-    def temperature(self) -> float:
-        """Of the ensemble, K; NaN if none is sampled."""
+    def temperature(self) -> float | Sequence[float]:
+        """Of the ensemble, K; a list is for the walkers in turn; NaN if none is sampled."""
         return math.nan
+
+    @property
+    def needs_stress(self) -> bool:
+        """Whether a step depends on the stress, and structures must be periodic in three directions."""
+        return False
 
     @property
     def max_candidates(self) -> int:
@@ -110,8 +115,9 @@ class Explorer:
         structures, integrator = self.begin(walker_starts(starts, self.n_walkers), seeds)
         batch = collate(structures, potential.cutoff + self.skin, dtype=dtype, device=device)
         state_of = resting_state if self.time_step is None else initial_state
+        temperature = in_turn(self.temperature, torch.arange(self.n_walkers))
         return run_walkers(
-            state_of(batch, temperature=self.temperature, seeds=seeds),
+            state_of(batch, temperature=temperature, seeds=seeds),
             potential,
             integrator,
             self.stopping,
@@ -129,11 +135,24 @@ class WalkerExploration(Explorer):
 
     Args:
         integrator: advances the walkers by a step; holds time step and temperature.
+
+    Raises:
+        InputError: if a value is out of range, or a list for the walkers is longer than there are walkers.
     """
 
-    integrator: Langevin
+    integrator: MolecularDynamics
 
-    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], Langevin]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("temperature", "pressure"):
+            value = getattr(self.integrator, name, 0.0)
+            if isinstance(value, Sequence) and len(value) > self.n_walkers:
+                raise InputError(
+                    f"dynamics.integrator.{name}={list(value)} has {len(value)} values for {self.n_walkers} walkers; "
+                    "raise dynamics.n_walkers"
+                )
+
+    def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], MolecularDynamics]:
         return structures, self.integrator
 
     @property
@@ -141,5 +160,9 @@ class WalkerExploration(Explorer):
         return self.integrator.dt
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> float | Sequence[float]:
         return self.integrator.temperature
+
+    @property
+    def needs_stress(self) -> bool:
+        return self.integrator.needs_stress

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ubmd.dynamics.barostat import per_walker
 from ubmd.dynamics.state import WalkerState, evaluate
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential
@@ -69,7 +72,8 @@ class Langevin:
     Args:
         dt: time step, fs.
         friction: 1/fs; the default is 0.02 in ASE's inverse time unit. Zero conserves energy.
-        temperature: K, with which walkers are started; each then follows its own state's temperature.
+        temperature: K, with which walkers are started; a number, or a list that walkers take in turn. Each then
+            follows its own state's temperature.
 
     Raises:
         InputError: if a value is out of range.
@@ -77,15 +81,15 @@ class Langevin:
 
     dt: float = 0.5
     friction: float = 0.02 * ASE_TIME_PER_FS
-    temperature: float = 300.0
+    temperature: float | Sequence[float] = 300.0
+    needs_stress: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (self.dt > 0 and math.isfinite(self.dt)):
             raise InputError(f"dt must be a positive time step in fs, got {self.dt}")
         if not (self.friction >= 0 and self.friction * self.dt < 1):
             raise InputError(f"friction must lie between 0 and 1/dt = {1 / self.dt:g} (1/fs), got {self.friction}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise InputError(f"temperature must be positive, got {self.temperature} K; give kelvins, e.g. 300")
+        object.__setattr__(self, "temperature", per_walker("temperature (K)", self.temperature, positive=True))
 
     def prepare(self, state: WalkerState) -> LangevinStep:
         """Coefficients for this set of walkers; they stay valid until the set changes."""

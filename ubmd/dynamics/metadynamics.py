@@ -130,7 +130,7 @@ class Metadynamics(nn.Module):
             InputError: at the first step, if the structures have no such variables.
             ValueError: if ``memory`` belongs to other walkers or other settings.
         """
-        plain: Prediction = self.base(batch, memory, stress=True) if stress else self.base(batch, memory)  # pyright: ignore[reportCallIssue]
+        plain = self.base(batch, memory, stress=stress)
         memory = self._memory(plain.memory, batch)
         centres, heights = memory[CENTRES], memory[HEIGHTS]
         with torch.enable_grad():

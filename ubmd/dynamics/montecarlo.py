@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -78,6 +79,7 @@ class Metropolis:
 
     settings: MonteCarlo
     rotations: tuple[Rotation, ...] = ()
+    needs_stress: ClassVar[bool] = False
 
     def prepare(self, state: WalkerState) -> MetropolisStep:
         """Tensors for this set of walkers, which must be molecules of the same atoms."""
@@ -166,6 +168,7 @@ class MetropolisStep:
             atomic_uncertainty=_either(atoms, after.atomic_uncertainty, state.atomic_uncertainty),
             tau=_either(accepted, after.tau, state.tau),
             bias_energy=_either(accepted, after.bias_energy, state.bias_energy),
+            stress=_either(accepted, after.stress, state.stress),
         )
 
 

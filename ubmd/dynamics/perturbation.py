@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -38,6 +39,7 @@ class RandomPerturbation:
 
     displacement: float = 0.05
     strain: float = 0.0
+    needs_stress: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.displacement >= 0:
@@ -79,8 +81,6 @@ class RandomPerturbation:
         return state.replace(
             batch=batch.replace(positions=positions.reshape(-1, 3), cell=strained),
             memory=state.memory | {POSITIONS: start, CELL: cell},
-            # the present neighbours say nothing about a structure that may be strained
-            listed_positions=torch.full_like(state.listed_positions, torch.inf),
         )
 
     def second_half(self, state: WalkerState, prediction: Prediction, noise: Tensor) -> WalkerState:

@@ -24,7 +24,7 @@ __all__ = ["WalkerState", "degrees_of_freedom", "evaluate", "initial_state", "ki
 class WalkerState:
     """Everything that the future of a batch of walkers depends on, apart from potential and integrator.
 
-    The fields below ``memory`` are what the potential said about these positions; they are None before the
+    The fields below ``extended`` are what the potential said about these positions; they are None before the
     first evaluation, and later None if the potential does not predict them.
     """
 
@@ -46,8 +46,14 @@ class WalkerState:
     """[n_walkers] int64, identity: stays with a walker when others leave the batch."""
     listed_positions: Tensor
     """[n_atoms, 3] Å, where the atoms were when the neighbour matrix was computed."""
+    listed_cell: Tensor
+    """[n_walkers, 3, 3] Å, the cell at that time."""
+    start_cell: Tensor
+    """[n_walkers, 3, 3] Å, the cell that the walker started with."""
     memory: Memory
     """What the potential remembers; the first axis of each tensor counts walkers."""
+    extended: dict[str, Tensor]
+    """Variables of thermostat and barostat, if the integrator has any; the first axis counts walkers."""
     energy: Tensor | None = None
     """[n_walkers] eV, float64, without the bias."""
     uncertainty: Tensor | None = None
@@ -58,6 +64,8 @@ class WalkerState:
     """[n_walkers] biasing strength."""
     bias_energy: Tensor | None = None
     """[n_walkers] eV, float64; what the bias adds to ``energy``."""
+    stress: Tensor | None = None
+    """[n_walkers, 3, 3] eV/Å³ of the last prediction (biased if the potential is), without the kinetic part."""
 
     @property
     def n_walkers(self) -> int:
@@ -78,7 +86,7 @@ class WalkerState:
         return replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
     def observed(self, prediction: Prediction, **changes: object) -> WalkerState:
-        """A copy with the forces, observables and memory of ``prediction``, and ``changes`` besides."""
+        """A copy with the forces, stress, observables and memory of ``prediction``, and ``changes`` besides."""
         energy, bias = prediction.energy, prediction.bias_energy
         return self.replace(
             # a float64 force must not silently promote a float32 run
@@ -88,6 +96,7 @@ class WalkerState:
             atomic_uncertainty=prediction.atomic_uncertainty,
             tau=prediction.tau,
             bias_energy=bias,
+            stress=prediction.stress,
             memory=prediction.memory or {},
             **changes,
         )
@@ -99,7 +108,8 @@ class WalkerState:
         offset = torch.repeat_interleave(starts[walkers] - (counts.cumsum(0) - counts), counts)
         atoms = torch.arange(len(offset), device=offset.device) + offset
         new: dict[str, object] = {"batch": self.batch.select(walkers)}
-        new["memory"] = {key: value[walkers] for key, value in self.memory.items()}
+        for name in _NESTED:
+            new[name] = {key: value[walkers] for key, value in getattr(self, name).items()}
         for names, index in ((_PER_ATOM, atoms), (_PER_WALKER, walkers)):
             for name in names:
                 value = getattr(self, name)
@@ -112,9 +122,10 @@ class WalkerState:
         :meth:`from_state_dict` gives the same bits back, neighbours and listed positions included, so that a
         resumed run cannot differ from an uninterrupted one.
         """
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("batch", "memory")}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("batch", *_NESTED)}
         batch = {f.name: getattr(self.batch, f.name) for f in fields(self.batch)}
-        return {"batch": _plain(batch), "memory": _plain(self.memory), **_plain(own)}
+        nested = {name: _plain(getattr(self, name)) for name in _NESTED}
+        return {"batch": _plain(batch), **nested, **_plain(own)}
 
     @classmethod
     def from_state_dict(cls, values: Mapping[str, Any], *, device: torch.device | str | None = None) -> WalkerState:
@@ -123,17 +134,21 @@ class WalkerState:
         Raises:
             InputError: if a field is missing or unknown.
         """
-        nested = {"batch": values.get("batch", {}), "memory": values.get("memory", {})}
+        nested = {name: _moved(values.get(name, {}), device) for name in ("batch", *_NESTED)}
         own = {key: value for key, value in values.items() if key not in nested}
         try:
-            batch = AtomicBatch(**_moved(nested["batch"], device))
-            return cls(batch=batch, memory=_moved(nested["memory"], device), **_moved(own, device))
+            nested["batch"] = AtomicBatch(**nested["batch"])  # pyright: ignore[reportArgumentType]
+            return cls(**nested, **_moved(own, device))
         except TypeError as error:
             raise InputError(f"saved walkers do not fit this version's WalkerState: {error}") from error
 
 
 _PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "atomic_uncertainty")
-_PER_WALKER = ("temperature", "seed", "step", "walker", "energy", "uncertainty", "tau", "bias_energy")
+_PER_WALKER = (
+    *("temperature", "seed", "step", "walker", "listed_cell", "start_cell"),
+    *("energy", "uncertainty", "tau", "bias_energy", "stress"),
+)
+_NESTED = ("memory", "extended")
 
 
 def _plain(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -196,27 +211,32 @@ def initial_state(
         step=torch.zeros(n_walkers, dtype=torch.int64, device=device),
         walker=identity.to(device),
         listed_positions=batch.positions,
+        listed_cell=batch.cell,
+        start_cell=batch.cell,
         memory={},
+        extended={},
     )
 
 
 def resting_state(
-    batch: AtomicBatch, *, seeds: Sequence[int] | np.ndarray | Tensor, temperature: float = float("nan")
+    batch: AtomicBatch,
+    *,
+    seeds: Sequence[int] | np.ndarray | Tensor,
+    temperature: float | Sequence[float] | Tensor = float("nan"),
 ) -> WalkerState:
     """Walkers without momenta at the structures of ``batch``, for steps that are not steps in time.
 
     Args:
         batch: one structure a walker; labels are dropped.
         seeds: [n_walkers] non-negative integers; give each walker its own.
-        temperature: K, what the walkers' states are weighted by; NaN if there is none.
+        temperature: K, what the walkers' states are weighted by, one for all or one a walker; NaN if there is none.
 
     Raises:
         InputError: for a seed that makes no sense.
     """
     state = initial_state(batch, temperature=1.0, seeds=seeds)
-    return state.replace(
-        momenta=torch.zeros_like(state.momenta), temperature=torch.full_like(state.temperature, temperature)
-    )
+    kelvin = torch.as_tensor(temperature).to(state.temperature).expand_as(state.temperature)
+    return state.replace(momenta=torch.zeros_like(state.momenta), temperature=kelvin.clone())
 
 
 def _thermal_momenta(n_atoms: Tensor, masses: Tensor, temperature: Tensor, seeds: np.ndarray) -> Tensor:
@@ -232,14 +252,15 @@ def _thermal_momenta(n_atoms: Tensor, masses: Tensor, temperature: Tensor, seeds
     return torch.cat(momenta)
 
 
-def evaluate(state: WalkerState, potential: WalkerPotential) -> WalkerState:
+def evaluate(state: WalkerState, potential: WalkerPotential, *, stress: bool = False) -> WalkerState:
     """The state with the potential's forces, observables and memory at its present positions.
 
     Args:
         state: walkers whose neighbour matrix is valid for the potential's cutoff.
         potential: biased or not.
+        stress: also predict the stress.
     """
-    return state.observed(potential(state.batch, state.memory))
+    return state.observed(potential(state.batch, state.memory, stress=stress))
 
 
 def degrees_of_freedom(state: WalkerState) -> Tensor:

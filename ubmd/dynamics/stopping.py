@@ -28,6 +28,7 @@ class StopReason(IntEnum):
     TEMPERATURE = 3
     CLOSE_CONTACT = 4
     NAN = 5
+    CELL = 6
 
     @property
     def unphysical(self) -> bool:
@@ -47,6 +48,7 @@ _DESCRIPTIONS = {
     StopReason.TEMPERATURE: "kinetic temperature ran away",
     StopReason.CLOSE_CONTACT: "two atoms came too close",
     StopReason.NAN: "numbers became infinite or NaN",
+    StopReason.CELL: "the cell collapsed, grew or sheared too far",
 }
 
 
@@ -62,6 +64,9 @@ class StoppingRules:
             0.74 Å and rarely vibrates below 0.6 Å.
         max_temperature_factor: limit on kinetic / target temperature. With N atoms the limit is this factor
             times 1 + 2/N, because the temperature of one or two atoms fluctuates manifold in equilibrium.
+        max_volume_factor: limit on volume / volume at the start and on its inverse, for dynamics that move the cell.
+        min_height_factor: limit on the distance between opposite faces of the cell / that at the start. A shear
+            lowers it at constant volume: sheared by gamma, a cube has faces at 1 / sqrt(1 + gamma²) of the distance.
 
     Raises:
         InputError: if a value is out of range.
@@ -71,6 +76,8 @@ class StoppingRules:
     max_steps: int = 20000
     min_distance: float | None = 0.5
     max_temperature_factor: float | None = 10.0
+    max_volume_factor: float | None = 4.0
+    min_height_factor: float | None = 0.3
 
     def __post_init__(self) -> None:
         for name, unit in (("uncertainty_threshold", "eV/Å"), ("min_distance", "Å")):
@@ -79,9 +86,13 @@ class StoppingRules:
                 raise InputError(f"{name} must be positive ({unit}) or null to switch it off, got {value}")
         if not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise InputError(f"max_steps must be a positive whole number, got {self.max_steps}")
-        factor = self.max_temperature_factor
-        if factor is not None and not (factor > 1 and math.isfinite(factor)):
-            raise InputError(f"max_temperature_factor must exceed 1 or be null to switch it off, got {factor}")
+        for name in ("max_temperature_factor", "max_volume_factor"):
+            factor = getattr(self, name)
+            if factor is not None and not (factor > 1 and math.isfinite(factor)):
+                raise InputError(f"{name} must exceed 1 or be null to switch it off, got {factor}")
+        factor = self.min_height_factor
+        if factor is not None and not 0 < factor < 1:
+            raise InputError(f"min_height_factor must lie between 0 and 1 or be null to switch it off, got {factor}")
 
 
 def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:
@@ -109,7 +120,30 @@ def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:
         reasons = reasons.masked_fill(close, int(StopReason.CLOSE_CONTACT))
     if state.energy is not None:
         probe = probe + state.energy
-    return reasons.masked_fill(~torch.isfinite(probe), int(StopReason.NAN))
+    reasons = reasons.masked_fill(~torch.isfinite(probe), int(StopReason.NAN))
+    # most walkers keep their cell for life, and a tensor that is still the same one needs no look
+    if batch.cell is not state.start_cell:
+        reasons = reasons.masked_fill(_misshapen(state, rules), int(StopReason.CELL))
+    return reasons
+
+
+def _misshapen(state: WalkerState, rules: StoppingRules) -> Tensor:
+    """[n_walkers] whether the cell is beyond the limits; False where there is none."""
+    (volume, heights), (volume_before, heights_before) = (_shape(c) for c in (state.batch.cell, state.start_cell))
+    beyond = torch.zeros_like(volume, dtype=torch.bool)
+    if rules.max_volume_factor is not None:
+        most = rules.max_volume_factor
+        beyond = beyond | (volume > most * volume_before) | (volume * most < volume_before)
+    if rules.min_height_factor is not None:
+        beyond = beyond | (heights < rules.min_height_factor * heights_before).any(1)
+    return beyond
+
+
+def _shape(cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Volume [n] (Å³) of cells [n, 3, 3] and the distances between their opposite faces [n, 3] (Å)."""
+    faces = torch.linalg.cross(cell.roll(-1, 1), cell.roll(1, 1))
+    volume = (cell[:, 0] * faces[:, 0]).sum(1).abs()
+    return volume, volume[:, None] / faces.norm(dim=2)
 
 
 def _nearest_squared(batch: AtomicBatch) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential
 
-__all__ = ["Integrator", "StepHalves", "run_walkers"]
+__all__ = ["Integrator", "MolecularDynamics", "StepHalves", "run_walkers"]
 
 
 class StepHalves(Protocol):
@@ -36,13 +36,30 @@ class StepHalves(Protocol):
 
 
 class Integrator(Protocol):
-    """Settings of a molecular dynamics, e.g. :class:`~ubmd.dynamics.langevin.Langevin`.
+    """Settings of what advances walkers by a step, e.g. :class:`~ubmd.dynamics.langevin.Langevin`.
 
     Its ``repr`` must show every setting: a checkpoint is recognised by it.
     """
 
+    needs_stress: ClassVar[bool]
+    """Whether its steps depend on the stress; walkers must then be periodic in three directions."""
+
     def prepare(self, state: WalkerState, /) -> StepHalves:
         """Coefficients that hold until the set of walkers changes."""
+        ...
+
+
+class MolecularDynamics(Integrator, Protocol):
+    """An integrator whose steps are steps in time."""
+
+    @property
+    def dt(self) -> float:
+        """Time step, fs."""
+        ...
+
+    @property
+    def temperature(self) -> float | Sequence[float]:
+        """Which walkers are started with, K; a list is for the walkers in turn."""
         ...
 
 
@@ -87,16 +104,23 @@ def run_walkers(
 
     Raises:
         InputError: if walkers differ in composition, a setting is out of range, a threshold is set for a
-            potential without uncertainties, or the checkpoint is damaged or another run's.
+            potential without uncertainties, the pressure is to be constant in a system that is not periodic in
+            three directions, or the checkpoint is damaged or another run's.
     """
     _check_intervals(frame_interval, checkpoint_interval, progress_interval, skin)
     numbers, pbc = _composition(state)
+    if integrator.needs_stress and not pbc.all():
+        raise InputError(
+            f"constant pressure needs walkers that are periodic in three directions, got pbc={pbc.tolist()}; "
+            "use dynamics at constant volume"
+        )
     file = None if checkpoint is None else Path(checkpoint)
     name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin)
     run = None if file is None else _Run.load(file, name, state.batch.positions.device)
     if run is None:
         state = rebuild_neighbours(state, potential.cutoff, skin)
-        run = _Run(state if state.evaluated else evaluate(state, potential))
+        known = state.evaluated and (state.stress is not None or not integrator.needs_stress)
+        run = _Run(state if known else evaluate(state, potential, stress=integrator.needs_stress))
         if rules.uncertainty_threshold is not None and run.state.atomic_uncertainty is None:
             raise InputError(
                 f"uncertainty_threshold is {rules.uncertainty_threshold} eV/Å, but the potential predicts no "
@@ -154,15 +178,16 @@ def _steps(
     noise = WalkerNoise(state.seed, state.step, state.batch.n_atoms, dtype=dtype, device=device)
     numbers = noise.next()
     ahead = halves.first_half(state, numbers)
-    outran, stop = bool(outran_skin(ahead, skin)), False
+    cutoff, stress = potential.cutoff, integrator.needs_stress
+    outran, stop = bool(outran_skin(ahead, cutoff, skin)), False
     while not stop:
         if outran:
-            ahead = rebuild_neighbours(ahead, potential.cutoff, skin)
-        state = halves.second_half(ahead, potential(ahead.batch, ahead.memory), numbers)
+            ahead = rebuild_neighbours(ahead, cutoff, skin)
+        state = halves.second_half(ahead, potential(ahead.batch, ahead.memory, stress=stress), numbers)
         reasons = stop_reasons(state, rules)
         numbers = noise.next()
         ahead = halves.first_half(state, numbers)
-        stop, outran = torch.stack([reasons.any(), outran_skin(ahead, skin)]).tolist()  # the one wait
+        stop, outran = torch.stack([reasons.any(), outran_skin(ahead, cutoff, skin)]).tolist()  # the one wait
         yield state, reasons.cpu().numpy() if stop else None
 
 
