@@ -201,6 +201,11 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["training.loss.stress=0.1", "~system.torsions", "system.structure=${paths.cache}/cell.xyz"],
             "needs a reference that computes stress, which FF19SB does not",
         ),
+        (
+            ["dynamics=npt", "~system.torsions", "system.structure=${paths.cache}/cell.xyz"],
+            "training.loss.stress=0.0 leaves untrained the stress",
+        ),
+        (["dynamics=npt"], "system.structure has pbc=[False, False, False]; choose dynamics=langevin"),
         (["data.test=nowhere.extxyz"], "nowhere.extxyz"),
     ],
 )

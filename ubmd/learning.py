@@ -115,15 +115,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     model = build(cfg, "model")(species=system.symbols)
     check_selection(build(cfg, "selection"), build(cfg, "uncertainty")(model=model))
     build(cfg, "training")(model=model)
-    stress = cfg.training.loss.stress > 0
-    if stress and not system.periodic:
-        raise InputError(f"training.loss.stress={cfg.training.loss.stress} needs a periodic system; set it to 0")
     reference: Reference = build(cfg, "reference")
-    if stress and not reference.has_stress:
-        raise InputError(
-            f"training.loss.stress={cfg.training.loss.stress} needs a reference that computes stress, which "
-            f"{type(reference).__name__} does not; set it to 0 or choose another reference"
-        )
+    stress = _trains_stress(cfg, system, exploration, reference)
     data = build(cfg, "data")
     if isinstance(data, DataFiles):
         raise InputError("data=files is the data of `ubmd train`; use data=default")
@@ -141,6 +134,25 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
     return Run(cfg, store, system, reference, labels, datamodule, exploration, loggers, progress)
+
+
+def _trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
+    """Whether the potential learns stress; refuses what this cannot go with."""
+    weight = cfg.training.loss.stress
+    exploration.check_periodic(system.atoms, "system.structure")
+    if exploration.needs_stress and not weight > 0:
+        raise InputError(
+            f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
+            "set it to, say, 0.01 or choose dynamics=langevin"
+        )
+    if weight > 0 and not system.periodic:
+        raise InputError(f"training.loss.stress={weight} needs a periodic system; set it to 0")
+    if weight > 0 and not reference.has_stress:
+        raise InputError(
+            f"training.loss.stress={weight} needs a reference that computes stress, which "
+            f"{type(reference).__name__} does not; set it to 0 or choose another reference"
+        )
+    return weight > 0
 
 
 def _check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:

@@ -11,6 +11,7 @@ from ase import Atoms
 from hydra.utils import instantiate
 from rich.console import Console
 
+from tests.models.contract import crystal
 from ubmd import cli
 from ubmd.calculator import UBMDCalculator
 from ubmd.data.batch import collate
@@ -181,6 +182,23 @@ def test_more_structures_than_walkers(here: Path, capsys: pytest.CaptureFixture[
     assert (only(here) / "trajectory.extxyz").read_text() == ""
 
 
+@pytest.mark.parametrize("dynamics", ["npt"])
+def test_constant_pressure(here: Path, dynamics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write("cell.xyz", crystal())
+    options = [f"dynamics={dynamics}", "dynamics.integrator.pressure=[5000, -5000]", "dynamics.n_walkers=4"]
+    options += ["bias.tau_stress=0.5", "dynamics.stopping.uncertainty_threshold=null"]
+    assert md(*options, structure="cell.xyz") == 0
+    found = read_trajectory(only(here) / "trajectory.h5")
+    assert (found.reasons == StopReason.MAX_STEPS).all()
+    last = np.abs(np.linalg.det(found.cell[found.step == 40]))
+    start = crystal().cell.volume
+    assert (last[0::2] < start).all()
+    assert (last[1::2] > start).all()
+    frames = ase.io.read(only(here) / "trajectory.extxyz", ":")
+    np.testing.assert_allclose(frames[-1].cell[:], found.cell[-1], atol=1e-6)
+    assert frames[-1].pbc.all()
+
+
 def test_built_in_system(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A structure that a function makes; this one holds an element that the potential does not know."""
     arguments = ["md", "potential=model.ckpt", "system=ala2", *SHORT]
@@ -234,6 +252,22 @@ REFUSED: dict[str, tuple[Change | None, Sequence[str], str]] = {
     "negative tau": (None, ("bias.tau=-1",), "bias.tau must be zero or a positive number"),
     "time step": (None, ("dynamics.integrator.dt=0",), "dt must be a positive time step"),
     "words": (None, ("dynamics.n_walkers=many",), "dynamics.n_walkers=many must be a whole number"),
+    "pressure on a molecule": (
+        None,
+        ("dynamics=npt",),
+        "dynamics at constant pressure needs structures that are periodic in three directions, but structure 0 has",
+    ),
+    "pressure on a surface": (
+        lambda: _write("start.xyz", Atoms("CO", [[0, 0, 0], [1.2, 0, 0]], cell=[4, 4, 20], pbc=[1, 1, 0])),
+        ("dynamics=npt",),
+        "pbc=[True, True, False]; choose dynamics=langevin",
+    ),
+    "pressures of walkers that are not there": (
+        None,
+        ("dynamics=npt", "dynamics.integrator.pressure=[1,2,3,4]"),
+        "dynamics.integrator.pressure=[1.0, 2.0, 3.0, 4.0] has 4 values for 3 walkers",
+    ),
+    "cell": (None, ("dynamics=npt", "dynamics.integrator.cell=cubic"), "cell=cubic must be one of isotropic, ortho"),
     "seed": (None, ("seed=-1",), "seed=-1 must be zero or a positive whole number"),
     "device": (None, ("device=cuda:99",), "device=cuda:99 is not available on this machine"),
     "logger": (None, ("logger=csv",), "logger: `ubmd md` logs to no logger"),

@@ -9,7 +9,10 @@ from ase import Atoms, units
 from ase.md.melchionna import MelchionnaNPT
 
 from tests.dynamics.npt_toys import CELL, TURN, AseWalkers, advance, alloy, ase_atoms, last, started
+from tests.dynamics.walker_toys import Toy, gas, walkers
 from ubmd.dynamics.melchionna import Melchionna
+from ubmd.dynamics.stopping import StoppingRules, StopReason
+from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import InputError
 from ubmd.units import GPA, MPA
 
@@ -141,3 +144,23 @@ def test_refuses_walkers_without_a_temperature_of_their_own() -> None:
         Melchionna().prepare(started([Atoms("Cu", cell=[3, 3, 3], pbc=True)], KELVIN))
     with pytest.raises(InputError, match="one size"):
         Melchionna().prepare(started([alloy(), alloy().repeat((2, 1, 1))], KELVIN))
+
+
+def test_a_walker_whose_cell_bursts_stops_alone() -> None:
+    structures = [gas(1), gas(2), gas(3)]
+    toy, rules = Toy(cutoff=3.2, epsilon=0.1, sigma=2.4, tether=0.0), StoppingRules(None, max_steps=40)
+
+    def explore(pressures: list[float]):
+        start = walkers(structures, temperature=1000.0, cutoff=3.2)
+        integrator = Melchionna(1.0, 1000.0, pressures, barostat_time=100.0)
+        return run_walkers(start, toy, integrator, rules, frame_interval=40, skin=0.5)
+
+    found, calm = explore([0.0, 1e9, 0.0]), explore([0.0, 0.0, 0.0])
+    assert found.reasons[[0, 2]].tolist() == [StopReason.MAX_STEPS] * 2
+    assert found.reasons[1] in (StopReason.CELL, StopReason.NAN)
+    assert found.steps[1] < 5
+    np.testing.assert_array_equal(found.positions, calm.positions[[0, 2]])
+    np.testing.assert_array_equal(found.cell, calm.cell[[0, 2]])
+    grown = explore([0.0, -3e5, 0.0])
+    assert grown.reasons.tolist() == [StopReason.MAX_STEPS, StopReason.CELL, StopReason.MAX_STEPS]
+    assert grown.walker.tolist() == [0, 2]

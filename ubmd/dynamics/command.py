@@ -52,6 +52,7 @@ def run_md(cfg: DictConfig) -> None:
     parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
     potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
     starts = _starts(cfg, trained)
+    exploration.check_periodic(starts[0], "structure 0")
     folder = Path(cfg.paths.run)
     # the walkers' checkpoint cannot tell another potential or bias from its own
     RoundStore(folder).open(plain(cfg) | {"contents": _digests(cfg, starts)}, ignore=MAY_DIFFER)

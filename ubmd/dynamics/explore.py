@@ -81,6 +81,14 @@ class Explorer:
         """Whether a step depends on the stress, and structures must be periodic in three directions."""
         return False
 
+    def check_periodic(self, atoms: Atoms, what: str) -> None:
+        """Raises InputError if steps depend on the stress and a structure, named ``what``, has none."""
+        if self.needs_stress and not atoms.pbc.all():
+            raise InputError(
+                f"dynamics at constant pressure needs structures that are periodic in three directions, but {what} has "
+                f"pbc={atoms.pbc.tolist()}; choose dynamics=langevin"
+            )
+
     @property
     def max_candidates(self) -> int:
         """The most candidates that a round can have."""
