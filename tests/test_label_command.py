@@ -76,6 +76,21 @@ def test_labels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {file.name for file in run.iterdir()} - {".hydra"} == kept
 
 
+@pytest.mark.slow
+def test_in_other_processes(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same run folder, files and labels, bit by bit, and any executor goes on where another stopped."""
+    assert label() == 0
+    texts = [(only(here) / name).read_bytes() for name in ("labelled.extxyz", "rejected.extxyz")]
+    assert label("executor=processes", "executor.workers=1") == 0
+    assert "0 computed now" in capsys.readouterr().out
+    for executor in ("processes", "dask"):
+        monkeypatch.setenv("UBMD_RUNS", str(here / executor))
+        assert label(f"executor={executor}") == 0
+        assert "6 computed now" in capsys.readouterr().out
+        run = here / executor / "label" / only(here / executor / "label").name
+        assert [(run / name).read_bytes() for name in ("labelled.extxyz", "rejected.extxyz")] == texts
+
+
 def test_without_a_limit(here: Path) -> None:
     assert label("labelling.max_force=null") == 0
     found = read_labelled(only(here) / "labelled.extxyz")
@@ -139,6 +154,10 @@ def test_nothing_left(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["labelling.maxforce=1"], "labelling.maxforce is not a key of labelling; did you mean labelling.max_force?"),
         (["logger=csv"], "logger: `ubmd label` logs to no logger"),
         (["reference.calculator._target_=ase.calculators.emt.EMTT"], "ase.calculators.emt has no EMTT"),
+        (["executor=dsk"], "executor=dsk"),
+        (["executor.retries=-1"], "executor.retries=-1 must not be negative"),
+        (["executor.workers=2"], "executor.workers is not an option of Serial"),
+        (["executor=slurm"], "executor: sbatch is not on this machine"),
         (["reference.nam=x"], "reference.nam is not an option of ASEReference; did you mean reference.name?"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from ubmd.errors import InputError
 from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import Reference
+from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import INITIAL, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
@@ -45,7 +47,7 @@ __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug")
+MAY_DIFFER = ("paths", "logger", "debug", "executor")
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 
@@ -58,6 +60,7 @@ class Run:
     system: System
     reference: Reference
     labels: LabelStore
+    executor: LabelExecutor
     datamodule: GrowingDataModule
     exploration: Explorer
     loggers: list[Logger]
@@ -85,9 +88,10 @@ def learn(cfg: DictConfig) -> float | None:
     check_device(cfg.trainer)
     set_threads(cfg.threads)
     loggers: list[Logger] = []
-    with run_progress() as progress:
+    with run_progress() as progress, ExitStack() as stack:
         try:
             run = _prepare(cfg, progress, loggers)
+            stack.enter_context(run.executor)
             _label_initial(run)
             for index in range(len(run.store.records()), 10**6):
                 structures = run.store.structures(index)
@@ -117,6 +121,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     build(cfg, "training")(model=model)
     reference: Reference = build(cfg, "reference")
     stress = _trains_stress(cfg, system, exploration, reference)
+    executor: LabelExecutor = build(cfg, "executor")
+    executor.check(reference)
     data = build(cfg, "data")
     if isinstance(data, DataFiles):
         raise InputError("data=files is the data of `ubmd train`; use data=default")
@@ -133,7 +139,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
-    return Run(cfg, store, system, reference, labels, datamodule, exploration, loggers, progress)
+    return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
 
 
 def _trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
@@ -202,6 +208,7 @@ def _label_initial(run: Run) -> None:
         structures,
         run.reference,
         run.labels,
+        executor=run.executor,
         max_force=run.cfg.labelling.max_force,
         progress=run.progress,
         title="initial labels",
@@ -256,6 +263,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         min(run.cfg.learning.batch_size, budget),
         run.reference,
         run.labels,
+        run.executor,
         run.cfg.labelling.max_force,
         folder,
         run.seed,

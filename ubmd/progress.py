@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["RunProgress", "StageProgress", "run_progress"]
 
@@ -51,7 +59,16 @@ def run_progress(console: Console | None = None) -> Iterator[RunProgress]:
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
     )
-    with Progress(*columns, console=console or Console(), transient=True, refresh_per_second=5) as progress:
+    # the time left follows from the whole stage: a single label may take longer than the usual period of 30 s
+    with Progress(
+        *columns,
+        console=console or Console(),
+        transient=True,
+        refresh_per_second=5,
+        speed_estimate_period=1e9,
+    ) as progress:
         yield RunProgress(progress)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from subprocess import CalledProcessError
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import (
+    CalculationFailed,
+    Calculator,
+    EnvironmentError,
+    FileIOCalculator,
+    OldShellProfile,
+    SCFError,
+    all_changes,
+)
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
-from ubmd.reference.base import ReferenceError
+from ubmd.reference.base import ReferenceError, UnfinishedError
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
@@ -194,3 +204,51 @@ def test_made_by_hydra():
         }
     )
     assert np.isfinite(reference.compute(bulk("Cu")).energy)
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (OSError("No space left on device"), UnfinishedError),
+        (BrokenPipeError(), UnfinishedError),
+        (MemoryError(), UnfinishedError),
+        (CalledProcessError(-9, "program"), UnfinishedError),
+        (CalculationFailed("SCF not converged in 3 cycles"), ReferenceError),
+        (SCFError(), ReferenceError),
+        (NotImplementedError("no parameters for U"), ReferenceError),
+        (ModuleNotFoundError("No module named 'program'"), InputError),
+        (EnvironmentError("no command"), InputError),
+    ],
+)
+def test_what_errors_say_about_a_structure(error: Exception, meaning: type[Exception]) -> None:
+    with pytest.raises(meaning):
+        ASEReference(Strange(error)).compute(Atoms("H"))
+
+
+class Program(FileIOCalculator):
+    """Runs a program, as ASE's calculators of older programs do."""
+
+    name = "program"
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+
+def program(command: str, folder: Path) -> ASEReference:
+    return ASEReference(Program(directory=str(folder), profile=OldShellProfile(command)))
+
+
+def test_a_program_that_crashes_says_nothing_about_the_structure(tmp_path: Path) -> None:
+    with pytest.raises(UnfinishedError, match="error code"):
+        program("sh -c 'exit 1'", tmp_path).compute(molecule("H2O"))
+
+
+@pytest.mark.parametrize("command", ["no-such-program -x", "MKL_NUM_THREADS=1 no-such-program", "OMP_NUM_THREADS=1"])
+def test_a_missing_program_is_bad_input(command: str, tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.db")
+    reference = program(command, tmp_path)
+    with pytest.raises(InputError, match="needs the program"):
+        reference.check()
+    with pytest.raises(InputError, match="needs the program"):
+        label_structures([molecule("H2O")], reference, store)
+    assert len(store) == 0
+    for fine in ("env sh", "X=1 sh", "module load program; no-such-program"):  # shell syntax is left to the shell
+        program(fine, tmp_path).check()

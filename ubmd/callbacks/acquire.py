@@ -17,6 +17,7 @@ from ubmd.dynamics.exploration import frames_to_atoms
 from ubmd.errors import InputError
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
+from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport, label_structures
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import RoundFolder
@@ -35,6 +36,7 @@ def label_with_progress(
     reference: Reference,
     store: LabelStore,
     *,
+    executor: LabelExecutor,
     max_force: float | None,
     progress: RunProgress,
     title: str,
@@ -42,7 +44,12 @@ def label_with_progress(
     """:func:`~ubmd.reference.labelling.label_structures` with a progress bar."""
     with progress.stage(title, len(structures)) as stage:
         return label_structures(
-            structures, reference, store, max_force=max_force, on_label=lambda done, total: stage.update(done, total)
+            structures,
+            reference,
+            store,
+            executor=executor,
+            max_force=max_force,
+            on_label=lambda done, total: stage.update(done, total),
         )
 
 
@@ -56,6 +63,7 @@ class Acquire(Callback):
         n_select: how many structures to acquire.
         reference: labels them.
         store: of labels.
+        executor: where labels are computed, open.
         max_force: force limit above which a labelled structure is rejected, eV/Å.
         folder: of the round.
         seed: root seed of the run.
@@ -70,13 +78,14 @@ class Acquire(Callback):
         n_select: int,
         reference: Reference,
         store: LabelStore,
+        executor: LabelExecutor,
         max_force: float | None,
         folder: RoundFolder,
         seed: int,
         progress: RunProgress,
     ):
         self.explore, self.uncertainty, self.selection, self.n_select = explore, uncertainty, selection, n_select
-        self.reference, self.store, self.max_force = reference, store, max_force
+        self.reference, self.store, self.executor, self.max_force = reference, store, executor, max_force
         self.folder, self.seed, self.progress = folder, seed, progress
         self.n_candidates = 0
         self.n_selected = 0
@@ -132,6 +141,7 @@ class Acquire(Callback):
             selected,
             self.reference,
             self.store,
+            executor=self.executor,
             max_force=self.max_force,
             progress=self.progress,
             title=f"round {self.folder.index} labels",

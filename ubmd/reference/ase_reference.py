@@ -5,18 +5,30 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.calculators.calculator import (
+    BadConfiguration,
+    CalculationFailed,
+    EnvironmentError,
+    FileIOCalculator,
+    SCFError,
+)
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Plain, Reference, ReferenceError, checked_label, class_path
+from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, checked_label, class_path
+from ubmd.reference.programs import check_program
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import BaseCalculator
+
+_NOT_SET_UP = (ImportError, EnvironmentError, BadConfiguration)
+_BROKEN_OFF = (OSError, MemoryError, subprocess.SubprocessError)
 
 
 class ASEReference(Reference):
@@ -25,6 +37,9 @@ class ASEReference(Reference):
     The energy is the one that the forces are the gradient of (``free_energy``) where the calculator tells
     them apart. Forces are those of the atoms, whatever constraints the structure carries. The stress is asked
     for where the structure is periodic in three directions and the calculator implements it.
+
+    What a calculator raises counts as a failure of the structure, but for errors of the operating system, of
+    memory, and of a program that ends with an error: they say nothing about the structure.
 
     In a configuration::
 
@@ -68,7 +83,10 @@ class ASEReference(Reference):
 
         Raises:
             ReferenceError: the calculator raised (chained) or returned values that are not finite.
+            UnfinishedError: the calculation broke off (chained).
+            InputError: the calculator lacks its program, its configuration or a package.
         """
+        self.check()
         structure = atoms.copy()
         structure.set_constraint()  # some calculators pass constraints on to their program
         calculator = self.calculator
@@ -82,10 +100,28 @@ class ASEReference(Reference):
             energy = calculator.get_property(self._energy, structure)
         except Exception as error:
             _reset(calculator)
-            raise ReferenceError(f"{type(error).__name__}: {error}") from error
+            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, _NOT_SET_UP):
+                raise InputError(f"reference: {class_path(calculator)} is not set up ({message})") from error
+            raise (UnfinishedError if self._broke_off(error) else ReferenceError)(message) from error
         if energy is None or forces is None:
             raise ReferenceError("the calculator returned no energy or no forces")
         return checked_label(float(energy), forces, stress, len(structure))
+
+    def check(self) -> None:
+        """Refuse a calculator whose program, if it says which one that is, is not on this machine.
+
+        Raises:
+            InputError: the program is missing.
+        """
+        command = getattr(getattr(self.calculator, "profile", None), "command", None)
+        if isinstance(command, str):
+            check_program(command, class_path(self.calculator), "install it, or set the calculator's command")
+
+    def _broke_off(self, error: Exception) -> bool:
+        if isinstance(error, CalculationFailed) and not isinstance(error, SCFError):
+            return isinstance(self.calculator, FileIOCalculator)  # the program's exit status is all it says
+        return isinstance(error, _BROKEN_OFF)
 
 
 def _reset(calculator: BaseCalculator) -> None:

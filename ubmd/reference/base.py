@@ -17,7 +17,14 @@ Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plai
 
 
 class ReferenceError(RuntimeError):
-    """One structure could not be labelled; the others are unaffected."""
+    """One structure cannot be labelled, now or later, such as one whose SCF does not converge; it is remembered."""
+
+
+class UnfinishedError(RuntimeError):
+    """A computation broke off for a reason that is not the structure's: a crash, a full disk, a time limit.
+
+    It says nothing about the structure, so it may be tried again and is never remembered.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,18 @@ class Reference(Protocol):
         """Label one structure, which is left as it is.
 
         Raises:
-            ReferenceError: this structure could not be labelled.
-            ubmd.errors.InputError: no structure of this kind ever can be.
+            ReferenceError: this structure cannot be labelled.
+            UnfinishedError: the computation broke off.
+            ubmd.errors.InputError: no structure of this kind ever can be, or a program is missing.
         """
         ...
+
+    def check(self) -> None:
+        """Refuse, at once and before anything is computed, what this machine cannot run.
+
+        Raises:
+            ubmd.errors.InputError: a program is missing.
+        """
 
 
 def class_path(obj: object) -> str:

@@ -14,6 +14,7 @@ from ubmd.data.io import read_structures, write_structures
 from ubmd.errors import InputError
 from ubmd.progress import run_progress
 from ubmd.reference.base import Reference
+from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import RoundStore
@@ -41,17 +42,20 @@ def label(cfg: DictConfig) -> None:
     if limit is not None and (isinstance(limit, str) or not limit > 0):
         raise InputError(f"labelling.max_force={limit} must be a positive force in eV/Å, or null for no limit")
     reference: Reference = build(cfg, "reference")
+    executor: LabelExecutor = build(cfg, "executor")
+    executor.check(reference)
     structures = read_structures(str(cfg.structures))
     for number, atoms in enumerate(structures):
         atoms.info["source_index"] = number
     folder = Path(cfg.paths.run)
     # the structures need not be the same: the store tells them apart
-    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug"))
-    with run_progress() as progress:
+    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", "executor"))
+    with executor, run_progress() as progress:
         report = label_with_progress(
             structures,
             reference,
             LabelStore(folder / "labels.db"),
+            executor=executor,
             max_force=limit,
             progress=progress,
             title="labels",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Reference, ReferenceError
-from ubmd.reference.store import Failure, LabelStore
+from ubmd.reference.base import Label, Reference, ReferenceError, UnfinishedError
+from ubmd.reference.executors import LabelExecutor, Serial
+from ubmd.reference.store import Failure, LabelStore, label_key
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,16 @@ class LabelReport:
     rejected: list[tuple[Atoms, str]] = field(default_factory=list)
     """Labelled copies with a force above the limit, and the reason."""
     failed: list[tuple[Atoms, str]] = field(default_factory=list)
-    """Copies without label, and what the reference said."""
+    """Copies without label, and what the reference said or why it came to no end."""
     n_computed: int = 0
-    """Evaluations of the reference, failed ones included; everything else came from the store."""
+    """Structures that the reference was asked for; everything else came from the store."""
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """Nothing is known about a structure, because its computation broke off."""
+
+    message: str
 
 
 def label_structures(
@@ -35,47 +48,116 @@ def label_structures(
     reference: Reference,
     store: LabelStore,
     *,
+    executor: LabelExecutor | None = None,
     max_force: float | None = 20.0,
     on_label: Callable[[int, int], None] | None = None,
 ) -> LabelReport:
     """Label structures, taking from the store what it knows and storing at once what it does not.
 
+    Labels that the reference refuses (:class:`~ubmd.reference.base.ReferenceError`) are stored as failures.
+    A computation that broke off, was killed or took too long is tried again as often as the executor says;
+    then its structure is reported as failed, but nothing is stored, so that the next run tries it again.
+
     Args:
-        structures: what to label; they are left as they are.
+        structures: what to label; they are left as they are. One that is listed twice is computed once.
         reference: computes labels.
         store: remembers labels and failures.
+        executor: where labels are computed, which is open and stays so; None: one by one in this process.
         max_force: largest norm of the force on an atom in eV/Å; a structure above is rejected, after its
             label was stored. None: no limit.
         on_label: called with (structures done, structures in all) after each.
 
     Raises:
-        InputError: ``max_force`` is not positive, or the reference refuses this kind of structure.
+        InputError: ``max_force`` is not positive, the reference refuses this kind of structure, or not one of
+            the computations came to an end.
     """
     if max_force is not None and not max_force > 0:
         raise InputError(f"max_force: {max_force} eV/Å is not positive; give a positive limit or null for none")
     fingerprint = reference.fingerprint()
-    labelled: list[Atoms] = []
-    rejected: list[tuple[Atoms, str]] = []
-    failed: list[tuple[Atoms, str]] = []
-    n_computed = 0
-    for done, atoms in enumerate(structures, start=1):
-        result = store.get(atoms, fingerprint)
-        if result is None:
-            result = _evaluate(atoms, reference)
-            store.put(atoms, fingerprint, result)
-            n_computed += 1
-        if isinstance(result, Failure):
-            failed.append((_without_label(atoms), result.message))
+    keys = [label_key(atoms, fingerprint) for atoms in structures]
+    results: dict[str, Label | Failure | _Unfinished] = {}
+    todo: dict[str, Atoms] = {}
+    for key, atoms in dict(zip(keys, structures, strict=True)).items():
+        known = store.get(atoms, fingerprint)
+        if known is None:
+            todo[key] = atoms
         else:
+            results[key] = known
+    copies = Counter(keys)
+    done = sum(copies[key] for key in results)
+    if on_label is not None and done:
+        on_label(done, len(structures))
+    for key, result in _computed(todo, reference, executor or Serial()):
+        if not isinstance(result, _Unfinished):
+            store.put(todo[key], fingerprint, result)
+        results[key] = result
+        done += copies[key]
+        if on_label is not None:
+            on_label(done, len(structures))
+    broken = [result.message for result in results.values() if isinstance(result, _Unfinished)]
+    if broken and len(broken) == len(todo):
+        raise InputError(
+            f"reference: none of {len(todo)} labels came to an end ({broken[0]}); see that the reference runs, "
+            "then start the same command again"
+        )
+    return _sorted(structures, [results[key] for key in keys], max_force, len(todo))
+
+
+def _computed(
+    todo: Mapping[str, Atoms], reference: Reference, executor: LabelExecutor
+) -> Iterator[tuple[str, Label | Failure | _Unfinished]]:
+    """Results by key as they arrive; an error that is not one structure's is raised after the results it came with."""
+    waiting = deque((key, 0) for key in todo)
+    running: dict[Future[Label | Failure], tuple[str, int]] = {}
+    while waiting or running:
+        while waiting and len(running) < executor.ahead:
+            key, attempt = waiting.popleft()
+            running[executor.submit(evaluate, reference, todo[key])] = (key, attempt)
+        error: Exception | None = None
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            key, attempt = running.pop(future)
+            try:
+                yield key, future.result()
+            except Exception as raised:
+                reason = str(raised) if isinstance(raised, UnfinishedError) else executor.unfinished(raised)
+                if reason is None:
+                    error = raised
+                elif attempt < executor.retries:
+                    log.warning("a label broke off and is tried again: %s", reason)
+                    waiting.append((key, attempt + 1))
+                else:
+                    yield key, _Unfinished(reason)
+        if error is not None:
+            raise error
+
+
+def evaluate(reference: Reference, atoms: Atoms) -> Label | Failure:
+    """One label, or what the reference has against the structure: the task that executors run."""
+    try:
+        return reference.compute(atoms)
+    except ReferenceError as error:
+        return Failure(str(error))
+
+
+def _sorted(
+    structures: Sequence[Atoms],
+    results: Sequence[Label | Failure | _Unfinished],
+    max_force: float | None,
+    n_computed: int,
+) -> LabelReport:
+    """The structures by what came of them."""
+    report = LabelReport(n_computed=n_computed)
+    for atoms, result in zip(structures, results, strict=True):
+        if isinstance(result, Label):
             largest = float(np.linalg.norm(result.forces, axis=1).max(initial=0.0))
             if max_force is not None and largest > max_force:
                 reason = f"force of {largest:.1f} eV/Å exceeds the limit of {max_force:g} eV/Å"
-                rejected.append((with_label(atoms, result), reason))
+                report.rejected.append((with_label(atoms, result), reason))
             else:
-                labelled.append(with_label(atoms, result))
-        if on_label is not None:
-            on_label(done, len(structures))
-    return LabelReport(labelled, rejected, failed, n_computed)
+                report.labelled.append(with_label(atoms, result))
+        else:
+            report.failed.append((_without_label(atoms), result.message))
+    return report
 
 
 def with_label(atoms: Atoms, label: Label) -> Atoms:
@@ -99,10 +181,3 @@ def _without_label(atoms: Atoms) -> Atoms:
     copy.info.pop("REF_stress", None)
     copy.arrays.pop("REF_forces", None)
     return copy
-
-
-def _evaluate(atoms: Atoms, reference: Reference) -> Label | Failure:
-    try:
-        return reference.compute(atoms)
-    except ReferenceError as error:
-        return Failure(str(error))

@@ -60,7 +60,7 @@ class LabelStore:
         """What is known about a structure under these settings; None if nothing is."""
         if not self._has_tables():
             return None
-        rows = list(self._connect().select(unique_id=_key(atoms, fingerprint)))
+        rows = list(self._connect().select(unique_id=label_key(atoms, fingerprint)))
         if not rows:
             return None
         data = rows[0].data
@@ -115,8 +115,8 @@ class LabelStore:
         return found[0] > 0
 
 
-def _key(atoms: Atoms, fingerprint: Mapping[str, Plain]) -> str:
-    """Hash of a structure and of the settings."""
+def label_key(atoms: Atoms, fingerprint: Mapping[str, Plain]) -> str:
+    """Hash of a structure and of the settings, equal for what the store takes for the same."""
     digest = hashlib.sha256(hashlib.sha256(_canonical(fingerprint).encode()).digest())
     for array, dtype in (
         (atoms.numbers, "<i8"),
@@ -138,7 +138,7 @@ def _canonical(fingerprint: Mapping[str, Plain]) -> str:
 def _row(atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure) -> tuple[AtomsRow, dict[str, object]]:
     """Row for ASE's database and its ``data``, which :meth:`LabelStore.get` reads back."""
     columns: dict[str, object] = {
-        "unique_id": _key(atoms, fingerprint),
+        "unique_id": label_key(atoms, fingerprint),
         "numbers": atoms.numbers,
         "positions": atoms.positions,
         "cell": atoms.cell.array,
