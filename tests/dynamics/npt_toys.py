@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
 from ubmd.data.batch import AtomicBatch, collate
+from ubmd.dynamics.skin import refresh_neighbours
 from ubmd.dynamics.state import WalkerState, evaluate, initial_state
 from ubmd.dynamics.walkers import Integrator
 from ubmd.models.potential import Memory, Prediction, WalkerPotential
@@ -63,13 +64,14 @@ def started(structures: list[Atoms], temperature: float | list[float], dtype=tor
 
 
 def advance(
-    state: WalkerState, potential: WalkerPotential, integrator: Integrator, steps: int
+    state: WalkerState, potential: WalkerPotential, integrator: Integrator, steps: int, *, skin: float | None = None
 ) -> Iterator[WalkerState]:
-    """The states after each step, for potentials that need no neighbours; no noise."""
+    """The states after each step; no noise, and no neighbours without a ``skin``."""
     state = state if state.evaluated else evaluate(state, potential, stress=True)
     halves, nothing = integrator.prepare(state), torch.zeros(len(state.momenta), 2, 3)
     for _ in range(steps):
         ahead = halves.first_half(state, nothing)
+        ahead = ahead if skin is None else refresh_neighbours(ahead, potential.cutoff, skin)
         state = halves.second_half(ahead, potential(ahead.batch, ahead.memory, stress=True), nothing)
         yield state
 

@@ -10,6 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch, collate
+from ubmd.dynamics.adaptive import SpeciesBalancedBias
 from ubmd.dynamics.bias import BiasedPotential
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
@@ -103,7 +104,7 @@ def test_bias_forces_against_finite_differences(parts: Parts, make: object) -> N
 
 def test_bias_stress_against_finite_differences(parts: Parts) -> None:
     batch = batch_of(crystals(1, 20))
-    prediction = BiasedPotential(*parts, tau=0.8, tau_stress=0.5, rescale=False)(batch)
+    prediction = BiasedPotential(*parts, tau=0.8, tau_stress=0.5, rescale=False)(batch, stress=True)
     plain = parts[0](batch, stress=True)
     assert prediction.stress is not None
     assert plain.stress is not None
@@ -171,16 +172,17 @@ def test_eq_8_against_a_plain_loop(parts: Parts) -> None:
     assert history[0][0][0] != history[0][-1][0]
 
 
-def test_stress_window(parts: Parts) -> None:
+@pytest.mark.parametrize("kind", [BiasedPotential, SpeciesBalancedBias])
+def test_stress_window(parts: Parts, kind: type[BiasedPotential]) -> None:
     """Eq. 8 for stresses has a window of its own, and the volume cancels."""
-    biased = BiasedPotential(*parts, tau=0.0, tau_stress=0.5, window=3)
+    biased = kind(*parts, tau=0.0, tau_stress=0.5, window=3)
     batches = [batch_of(crystals(2, seed)) for seed in range(5)]
     memory, stresses, slopes = None, [], []
     for step, batch in enumerate(batches):
         prediction = biased(batch, memory)
         memory = prediction.memory
         plain = parts[0](batch, stress=True)
-        whole = BiasedPotential(*parts, tau=0.0, tau_stress=1.0, rescale=False)(batch)
+        whole = BiasedPotential(*parts, tau=0.0, tau_stress=1.0, rescale=False)(batch, stress=True)
         assert prediction.stress is not None
         assert plain.stress is not None
         assert whole.stress is not None

@@ -46,7 +46,7 @@ def test_bias_by_the_sum_of_atomic_uncertainties(parts: Parts) -> None:
     biased = BiasedPotential(*parts, tau=0.8, tau_stress=0.5, rescale=False, quantity=SumOfAtomic())
     for structures in (molecules(1, 20), crystals(1, 20)):
         batch = batch_of(structures)
-        prediction, plain = biased(batch), parts[0](batch, stress=True)
+        prediction, plain = biased(batch, stress=True), parts[0](batch, stress=True)
         total, atomic = uncertainties(parts, batch)
         torch.testing.assert_close(prediction.uncertainty, total)
         torch.testing.assert_close(prediction.atomic_uncertainty, atomic)

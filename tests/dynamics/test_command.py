@@ -182,7 +182,7 @@ def test_more_structures_than_walkers(here: Path, capsys: pytest.CaptureFixture[
     assert (only(here) / "trajectory.extxyz").read_text() == ""
 
 
-@pytest.mark.parametrize("dynamics", ["npt"])
+@pytest.mark.parametrize("dynamics", ["npt", "npt_mtk"])
 def test_constant_pressure(here: Path, dynamics: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _write("cell.xyz", crystal())
     options = [f"dynamics={dynamics}", "dynamics.integrator.pressure=[5000, -5000]", "dynamics.n_walkers=4"]

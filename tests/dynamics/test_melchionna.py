@@ -87,19 +87,18 @@ def test_each_walker_has_its_temperature_and_pressure() -> None:
 
 
 def drift(dt: float, time: float = 120.0) -> float:
-    """Largest deviation of what is conserved, eV."""
+    """Largest deviation of what is conserved, in terms of the standard deviation of the potential energy."""
     integrator = Melchionna(dt, KELVIN, 900.0, **SETTINGS)
     start = started([alloy(), alloy(seed=1)], KELVIN)
     states = list(advance(start, AseWalkers(), integrator, round(time / dt)))
     conserved = torch.stack([integrator.prepare(s).conserved_energy(s) for s in states])
     energies = torch.stack([s.energy for s in states if s.energy is not None])
-    assert energies.std(0).min() > 0.1  # the energy itself is exchanged
-    return float((conserved - conserved[0]).abs().max())
+    return float(((conserved - conserved[0]).abs().amax(0) / energies.std(0)).max())
 
 
 def test_conserves_its_energy_to_second_order() -> None:
     coarse, fine = drift(2.0), drift(1.0)
-    assert fine < 0.01
+    assert fine < 0.1
     assert 3.2 < coarse / fine < 4.8
 
 

@@ -14,6 +14,7 @@ from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.langevin import Langevin
 from ubmd.dynamics.melchionna import Melchionna
+from ubmd.dynamics.mtk import MTK
 from ubmd.dynamics.state import WalkerState
 from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.walkers import run_walkers
@@ -49,6 +50,7 @@ def pressed(dtype=torch.float64) -> tuple[WalkerState, Toy, StoppingRules]:
 
 
 LANGEVIN = Langevin(dt=1.0, friction=0.01)
+CHAINED = MTK(1.0, pressure=[3000, 12000], thermostat_time=40, barostat_time=400)
 PRESSED = Melchionna(1.0, pressure=[3000, 12000], thermostat_time=40, barostat_time=100)
 
 
@@ -69,6 +71,7 @@ class Interrupted(Exception):  # noqa: N818
         (crystals(), LANGEVIN),
         (pressed(), PRESSED),
         (pressed(torch.float32), PRESSED),
+        (pressed(torch.float32), CHAINED),
     ],
 )
 def test_interrupted_run_equals_the_uninterrupted_one(tmp_path, case, integrator):

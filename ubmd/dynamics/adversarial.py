@@ -68,7 +68,8 @@ class AdversarialPotential(BiasedPotential):
         if not temperature > 0:
             raise InputError(f"bias.temperature must be positive, got {temperature} K")
         log = LogUncertainty(quantity or TotalUncertainty())
-        super().__init__(potential, uncertainty, tau=KB * temperature, rescale=False, quantity=log)
+        strength = KB * temperature
+        super().__init__(potential, uncertainty, strength, tau_stress=strength, rescale=False, quantity=log)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class BiasedPotential(nn.Module):
             batch: one structure a walker, with neighbours within at least the model's cutoff.
             memory: what the last prediction for the same walkers returned, in the same order; None or
                 empty at the first step. Left as it is.
-            stress: also predict the stress of periodic structures. A ``tau_stress`` implies it.
+            stress: also predict the stress of periodic structures. A ``tau_stress`` with a window implies it.
 
         Raises:
             ValueError: if ``memory`` belongs to other walkers or another window.
@@ -110,7 +110,7 @@ class BiasedPotential(nn.Module):
         plain = Prediction(
             energy=energy.detach(),
             forces=-gradient.detach(),
-            stress=strain.detach() / volume if stress or self.tau_stress > 0 else None,
+            stress=strain.detach() / volume if stress or (self.rescale and self.tau_stress > 0) else None,
             uncertainty=uncertainty.detach(),
             atomic_uncertainty=atomic.detach(),
             tau=torch.zeros_like(uncertainty),
@@ -154,7 +154,7 @@ class BiasedPotential(nn.Module):
             forces = forces + force.to(forces)
             bias_energy = -tau * followed
             tau = tau.to(slope)
-        if self.tau_stress > 0:
+        if stress is not None and self.tau_stress > 0:
             # in terms of dE/deps and du/deps: the volume cancels in the ratio
             squares = torch.stack([_square(strain), _square(strain_slope)], dim=1)
             tau_stress, memory = self._rescaled(self.tau_stress, STRESS_WINDOW, squares, memory)

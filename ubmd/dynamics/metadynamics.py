@@ -97,8 +97,8 @@ class Metadynamics(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"bias.{name} must be a whole number, at least 1, got {value!r}")
         for name, value in (("temperature", temperature), ("height", height)):
-            if not 0 < value < math.inf:
-                raise InputError(f"bias.{name} must be positive, got {value}")
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"bias.{name} must be one positive number, got {value}")
         if not bias_factor > 1:
             raise InputError(f"bias.bias_factor must exceed 1 (.inf for hills of equal height), got {bias_factor}")
         self.base = potential if uncertainty is None else BiasedPotential(potential, uncertainty, tau=0.0)  # pyright: ignore[reportArgumentType]
