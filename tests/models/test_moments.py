@@ -9,20 +9,32 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from tests.models.contract import SPECIES, crystal, molecule
-from ubmd.data.batch import collate
+from ubmd.data.batch import AtomicBatch, collate
+from ubmd.models.contractions import InvariantContractions
 from ubmd.models.gmnn import GMNN
-from ubmd.models.moments import InvariantContractions, gaussian_moments
+from ubmd.models.moments import GaussianMoments
+from ubmd.models.potential import Potential
 from ubmd.models.radial import GaussianBasis, cosine_cutoff
+from ubmd.training.loss import SquaredLoss
 
 N_GAUSS = 9
 
 
+def surroundings(n_atoms: int, n_basis: int, l_max: int = 3, seed: int = 0) -> tuple[GaussianMoments, list[Tensor]]:
+    """Moments with pair vectors, neighbours of two species and coefficients, float64; one pair is beyond the cutoff."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(n_atoms, 11, 3, generator=generator, dtype=torch.float64)
+    vectors = (1 + torch.rand(n_atoms, 11, 1, generator=generator)) * vectors / vectors.norm(dim=-1, keepdim=True)
+    vectors[0, 3] = 1e3
+    others = torch.randint(2, (n_atoms, 11), generator=generator)
+    beta = torch.randn(n_atoms, 2 * N_GAUSS, n_basis, generator=generator, dtype=torch.float64)
+    return GaussianMoments(GaussianBasis(N_GAUSS, 4.0), l_max).double(), [vectors, others, beta]
+
+
 def random_moments(n_atoms: int, n_basis: int, l_max: int = 3, seed: int = 0) -> list[Tensor]:
     """Moments of random surroundings, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    radial = torch.randn(n_atoms, 11, n_basis, generator=generator, dtype=torch.float64)
-    vectors = torch.randn(n_atoms, 11, 3, generator=generator, dtype=torch.float64)
-    return gaussian_moments(radial, vectors / vectors.norm(dim=-1, keepdim=True), l_max)
+    moments, arguments = surroundings(n_atoms, n_basis, l_max, seed)
+    return moments(*arguments)
 
 
 # name: (einsum with one moment per factor, ranks, which factors may be exchanged)
@@ -60,8 +72,8 @@ def naive_features(moments: list[np.ndarray], l_max: int = 3) -> np.ndarray:
 
 
 def as_tensors(moments: list[Tensor], atom: int) -> list[np.ndarray]:
-    n = moments[0].shape[1]
-    return [m[atom].numpy().reshape((n,) + (3,) * rank) for rank, m in enumerate(moments)]
+    n = moments[0].shape[2]
+    return [m[atom].T.numpy().reshape((n,) + (3,) * rank) for rank, m in enumerate(moments)]
 
 
 def test_number_of_features() -> None:
@@ -83,7 +95,7 @@ def test_number_of_features_follows_the_symmetries(n_basis: int) -> None:
 @pytest.mark.parametrize(("n_basis", "l_max"), [(1, 3), (3, 0), (3, 1), (3, 2), (3, 3), (7, 3)])
 def test_features_equal_the_definition(n_basis: int, l_max: int) -> None:
     moments = random_moments(3, n_basis)
-    found = InvariantContractions(n_basis, l_max)(moments[: l_max + 1])
+    found = InvariantContractions(n_basis, l_max).double()(moments[: l_max + 1])
     for atom in range(3):
         expected = naive_features(as_tensors(moments, atom), l_max)
         assert found[atom].shape == expected.shape
@@ -91,21 +103,86 @@ def test_features_equal_the_definition(n_basis: int, l_max: int) -> None:
 
 
 def test_moments_equal_their_sum_over_neighbours() -> None:
-    """Eq. 11 neighbour by neighbour, with outer products."""
-    generator = torch.Generator().manual_seed(2)
-    radial = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    unit = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    unit /= unit.norm(dim=-1, keepdim=True)
-    found = gaussian_moments(radial, unit, 3)
-    for atom, s in product(range(2), range(3)):
-        expected = [np.zeros((3,) * rank) for rank in range(4)]
-        for j in range(5):
-            power = np.array(1.0)
+    """Eqs. 11 and 12 neighbour by neighbour, with outer products."""
+    moments, (vectors, others, beta) = surroundings(2, 3)
+    found = moments(vectors, others, beta)
+    coefficients = beta.reshape(2, 2, N_GAUSS, 3).numpy() / np.sqrt(N_GAUSS)
+    for atom in range(2):
+        expected = [np.zeros((3, *(3,) * rank)) for rank in range(4)]
+        for j in range(11):
+            r = vectors[atom, j].norm().item()
+            bells = [gaussian(k, r, 4.0) for k in range(N_GAUSS)]
+            power = bells @ coefficients[atom, others[atom, j]]
             for rank in range(4):
-                expected[rank] += radial[atom, j, s].item() * power
-                power = np.multiply.outer(power, unit[atom, j].numpy())
+                expected[rank] += power
+                power = np.multiply.outer(power, vectors[atom, j].numpy() / r)
         for rank in range(4):
-            np.testing.assert_allclose(found[rank][atom, s], expected[rank].ravel(), rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(found[rank][atom].T.reshape(expected[rank].shape), expected[rank], atol=1e-6)
+
+
+@pytest.mark.parametrize("l_max", [0, 1, 2, 3])
+def test_derivatives_of_moments(l_max: int) -> None:
+    """The explicit derivatives by vectors and coefficients, to second order, against finite differences."""
+    moments, (vectors, others, beta) = surroundings(2, 2, l_max)
+    vectors, others = vectors[:, :4].contiguous().requires_grad_(), others[:, :4]
+    beta.requires_grad_()
+
+    def function(v: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return tuple(moments(v, others, b))
+
+    torch.manual_seed(0)
+    weights = [torch.randn(m.shape, dtype=m.dtype).requires_grad_() for m in function(vectors, beta)]
+
+    def by_vectors(v: Tensor, b: Tensor, *w: Tensor) -> Tensor:
+        return torch.autograd.grad(function(v, b), v, w, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(function, (vectors, beta))
+    assert torch.autograd.gradcheck(by_vectors, (vectors, beta, *weights))
+
+
+def test_gradient_by_coefficients_is_not_differentiable() -> None:
+    """It would miss what comes through the vectors, and says so."""
+    moments, (vectors, others, beta) = surroundings(2, 2)
+    found = moments(vectors.requires_grad_(), others, beta.requires_grad_())
+    (gradient,) = torch.autograd.grad(sum(m.square().sum() for m in found), beta, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+def plain_features(vectors: Tensor, batch: AtomicBatch, model: GMNN) -> Tensor:
+    """Features by operations that autograd differentiates on its own."""
+    species = model.index[batch.numbers]
+    distance = vectors.norm(dim=-1)
+    bells = model.moments.gaussians(distance)[0].transpose(1, 2)
+    coefficients = model.beta[species].unflatten(1, (len(model.species), -1)) * bells.shape[-1] ** -0.5
+    own = coefficients[torch.arange(len(species))[:, None], species[batch.neighbours]]
+    power = torch.einsum("nkg,nkgs->nks", bells, own)[..., None, :]
+    moments = []
+    for _ in range(4):
+        moments.append(power.sum(1))
+        power = ((vectors / distance[..., None])[..., :, None, None] * power[..., None, :, :]).flatten(2, 3)
+    return model.contractions(moments)
+
+
+def test_gradient_of_the_loss_equals_that_of_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy, forces and stress of structures of different sizes, with all derivatives by autograd alone."""
+    batch = collate([molecule(), crystal(), crystal().repeat((1, 2, 1))], 4.0, dtype=torch.float64)
+    torch.manual_seed(0)
+    labels = {"energy": torch.randn(3), "forces": torch.randn(batch.positions.shape), "stress": torch.randn(3, 3, 3)}
+    batch = batch.replace(**{name: value.double() for name, value in labels.items()})
+    # the molecule's stress is not defined
+    batch = batch.replace(cell=torch.where(batch.cell.abs().sum((1, 2), keepdim=True) > 0, batch.cell, torch.eye(3)))
+    model = GMNN(SPECIES, cutoff=4.0, n_basis=3, n_gauss=5, hidden=(8, 6), seed=1).double()
+
+    def gradients() -> list[Tensor]:
+        prediction = Potential(model)(batch, stress=True, training=True)
+        return list(torch.autograd.grad(SquaredLoss(1.0, 4.0, 0.01)(prediction, batch), list(model.parameters())))
+
+    found = gradients()
+    monkeypatch.setattr(GMNN, "representation", lambda self, v, b: plain_features(v, b, self))
+    for one, other in zip(found, gradients(), strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("l_max", [-1, 4])
@@ -116,23 +193,20 @@ def test_rank_out_of_range(l_max: int) -> None:
 
 @pytest.mark.parametrize("l_max", [0, 1, 2, 3])
 def test_features_do_not_turn(l_max: int) -> None:
-    generator = torch.Generator().manual_seed(5)
-    radial = torch.randn(4, 9, 3, generator=generator, dtype=torch.float64)
-    unit = torch.randn(4, 9, 3, generator=generator, dtype=torch.float64)
-    unit /= unit.norm(dim=-1, keepdim=True)
-    contract = InvariantContractions(3, l_max)
-    expected = contract(gaussian_moments(radial, unit, l_max))
+    moments, (vectors, others, beta) = surroundings(4, 3, l_max, seed=5)
+    contract = InvariantContractions(3, l_max).double()
+    expected = contract(moments(vectors, others, beta))
     for seed in range(3):
         turn = torch.from_numpy(Rotation.random(random_state=seed).as_matrix())
         for sign in (1, -1):
-            found = contract(gaussian_moments(radial, sign * unit @ turn, l_max))
+            found = contract(moments(sign * vectors @ turn, others, beta))
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("l_max", [1, 3])
 def test_first_and_second_derivatives(l_max: int) -> None:
     """The hand-written derivative of the selection of columns, to second order."""
-    contract = InvariantContractions(2, l_max)
+    contract = InvariantContractions(2, l_max).double()
     leaves = [m.clone().requires_grad_() for m in random_moments(1, 2, l_max)]
     assert torch.autograd.gradcheck(lambda *m: contract(list(m)), leaves)
     assert torch.autograd.gradgradcheck(lambda *m: contract(list(m)), leaves)
@@ -151,7 +225,7 @@ def gaussian(k: int, distance: float, cutoff: float, r_min: float = 0.5) -> floa
 @pytest.mark.parametrize("cutoff", [5.0, 6.0])
 def test_gaussians(cutoff: float) -> None:
     distance = np.array([0.01, 0.5, 0.97, 2.2, 3.333, cutoff - 1e-3, cutoff, cutoff + 1.0, 1.7e3])
-    found = GaussianBasis(N_GAUSS, cutoff).double()(torch.from_numpy(distance)).numpy()
+    found = GaussianBasis(N_GAUSS, cutoff).double()(torch.from_numpy(distance))[0].T.numpy()
     expected = [[gaussian(k, r, cutoff) for k in range(N_GAUSS)] for r in distance]
     # the centres are kept in single precision until a model is made double
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
@@ -169,8 +243,9 @@ def test_gaussians_have_unit_norm(cutoff: float) -> None:
 
 def test_cosine_cutoff_vanishes_with_its_slope() -> None:
     r = torch.tensor([0.0, 2.5, 5.0, 5.1, 900.0], dtype=torch.float64, requires_grad=True)
-    values = cosine_cutoff(r, 5.0)
-    (slopes,) = torch.autograd.grad(values.sum(), r)
+    values, slopes = cosine_cutoff(r, 5.0)
+    (differentiated,) = torch.autograd.grad(values.sum(), r)
+    torch.testing.assert_close(slopes.detach(), differentiated)
     expected = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(values.detach(), expected)
     torch.testing.assert_close(slopes, torch.tensor([0, -np.pi / 10, 0, 0, 0], dtype=torch.float64))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN, AtomicOutput, invariants, regress_atomic_energies
+from ubmd.models.gmnn import GMNN, AtomicOutput, regress_atomic_energies
 from ubmd.models.readout import BIAS_FACTOR, SILU_SCALE, ReadoutTrace
 
 __all__ = ["Ensemble", "EnsembleOutput", "StackedReadout", "member_seed"]
@@ -96,7 +96,7 @@ class Ensemble(nn.Module):
         self.register_buffer("species", first.species)
         self.register_buffer("index", first.index, persistent=False)
         self.register_buffer("energy_unit", first.energy_unit)
-        self.gaussians, self.contractions = first.gaussians, first.contractions
+        self.moments, self.contractions = first.moments, first.contractions
         self.beta = _stack([m.beta for m in members])
         self.readout = StackedReadout(members)
         self.scale = _stack([m.scale for m in members])
@@ -131,7 +131,8 @@ class Ensemble(nn.Module):
 
     def _representation(self, vectors: Tensor, species: Tensor, others: Tensor, owner: Tensor) -> Tensor:
         """Invariants [n, n_features] of atoms [n] by the radial functions of the members [n] that own them."""
-        return invariants(vectors, others, self.beta[owner, species], self.gaussians, self.contractions)
+        beta = self.beta.flatten(0, 1).index_select(0, owner * len(self.species) + species)
+        return self.contractions(self.moments(vectors, others, beta))
 
     def _grouped_readout(self, representation: Tensor, owner: Tensor) -> Tensor:
         """Outputs [n] of atoms by the members [n] that own them, in one product padded to the largest group."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.moments import InvariantContractions, gaussian_moments
+from ubmd.models.contractions import InvariantContractions
+from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 
-__all__ = ["GMNN", "AtomicOutput", "invariants", "regress_atomic_energies", "species_numbers"]
+__all__ = ["GMNN", "AtomicOutput", "regress_atomic_energies", "species_numbers"]
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,6 @@ def species_numbers(species: Sequence[str]) -> list[int]:
     if len(set(species)) != len(species) or not species:
         raise InputError(f"system.species must list each element once, got {list(species)}")
     return sorted(atomic_numbers[s] for s in species)
-
-
-def invariants(
-    vectors: Tensor, others: Tensor, beta: Tensor, gaussians: GaussianBasis, contractions: InvariantContractions
-) -> Tensor:
-    """Invariant features G [n_atoms, n_features] (Eqs. 11-13).
-
-    Args:
-        vectors: [n_atoms, k, 3] Å, pair vectors.
-        others: [n_atoms, k] species index of the neighbours.
-        beta: [n_atoms, n_species * n_gauss, n_basis] coefficients of each atom's radial functions.
-        gaussians: that the radial functions are made of.
-        contractions: of the moments.
-    """
-    distance = torch.linalg.vector_norm(vectors, dim=-1)
-    n_gauss = len(gaussians.centres)
-    # a neighbour's Gaussians go to the slots of its species, so that beta_{Zi,Zj} is one matrix an atom
-    slots = nn.functional.one_hot(others, beta.shape[1] // n_gauss).to(vectors.dtype)
-    basis = (slots[..., :, None] * gaussians(distance)[..., None, :]).flatten(-2)
-    radial = basis @ (beta * n_gauss**-0.5)
-    return contractions(gaussian_moments(radial, vectors / distance[..., None], contractions.l_max))
 
 
 def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:
@@ -124,7 +104,7 @@ class GMNN(nn.Module):
         index = torch.full((120,), -1)
         index[torch.tensor(numbers)] = torch.arange(n_species)
         self.register_buffer("index", index, persistent=False)
-        self.gaussians = GaussianBasis(n_gauss, cutoff, r_min)
+        self.moments = GaussianMoments(GaussianBasis(n_gauss, cutoff, r_min), l_max)
         beta = 2 * torch.rand(n_species, n_species * n_gauss, n_basis, generator=generator) - 1
         self.beta = nn.Parameter(beta)
         self.contractions = InvariantContractions(n_basis, l_max)
@@ -137,7 +117,8 @@ class GMNN(nn.Module):
         """Invariant features G [n_atoms, n_features] from pair vectors [n_atoms, k, 3] Å."""
         species = self.index[batch.numbers]
         others = species[batch.neighbours]
-        return invariants(vectors, others, self.beta[species], self.gaussians, self.contractions)
+        beta = self.beta.index_select(0, species)
+        return self.contractions(self.moments(vectors, others, beta))
 
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         """Atomic energies E_i = c (rho y + mu) (Eq. 10) from pair vectors [n_atoms, k, 3] Å."""

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 __all__ = ["GaussianBasis", "cosine_cutoff"]
 
 
-def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
-    """(1 + cos(pi r / r_c)) / 2 inside the cutoff and 0 beyond; value and slope vanish at r_c."""
-    return 0.5 * (1 + torch.cos(distance.clamp(max=cutoff) * (math.pi / cutoff)))
+def cosine_cutoff(distance: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
+    """(1 + cos(pi r / r_c)) / 2 inside the cutoff and 0 beyond, with its slope; both vanish at r_c."""
+    frequency = math.pi / cutoff
+    phase = distance.clamp(max=cutoff) * frequency
+    slope = torch.where(distance < cutoff, -0.5 * frequency * torch.sin(phase), 0.0)
+    return 0.5 * (1 + torch.cos(phase)), slope
 
 
 class GaussianBasis(nn.Module):
@@ -37,7 +40,10 @@ class GaussianBasis(nn.Module):
         centres = r_min + torch.arange(n_gauss, dtype=torch.float64) * (cutoff - r_min) / n_gauss
         self.register_buffer("centres", centres.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, distance: Tensor) -> Tensor:
-        """Distances [...] Å to [..., n_gauss]."""
-        gaussians = self.norm * torch.exp(-self.width * (distance[..., None] - self.centres) ** 2)
-        return gaussians * cosine_cutoff(distance, self.cutoff)[..., None]
+    def forward(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [..., k] Å to values and slopes (1/Å), [..., n_gauss, k] each."""
+        offset = distance[..., None, :] - self.centres[:, None]
+        bells = self.norm * torch.exp(-self.width * offset.square())
+        cutoff, slope = (c[..., None, :] for c in cosine_cutoff(distance, self.cutoff))
+        values = bells * cutoff
+        return values, bells * slope - 2 * self.width * offset * values
