@@ -73,7 +73,8 @@ class InvariantContractions(nn.Module):
         third = self.identity.expand(n_atoms, 9, 1)
         if self.l_max >= 2:
             third = torch.cat([third, moments[2]], dim=2)
-        closed = third.transpose(1, 2) @ torch.stack(matrices, dim=2).flatten(2)
+        joined: Tensor = _Stack.apply(*matrices)  # pyright: ignore
+        closed = third.transpose(1, 2) @ joined.flatten(2)
         return _SelectColumns.apply(scalars, closed.flatten(1), self.columns, self.inverse)  # pyright: ignore
 
 
@@ -99,6 +100,18 @@ def _columns(n_basis: int, l_max: int) -> list[int]:
         found += [column(3, s, t, 1 + u) for s, t, u in product(n, n, n)]
         found += [column(2, s, t, 1 + u) for s, t, u in product(n, n, n) if s <= t]
     return found
+
+
+class _Stack(torch.autograd.Function):
+    """stack(x, 2) whose second derivative is a stack too (the generic one adds up tensors of zeros)."""
+
+    @staticmethod
+    def forward(ctx: Any, *x: Tensor) -> Tensor:
+        return torch.stack(x, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients[0].unbind(2)
 
 
 class _SelectColumns(torch.autograd.Function):
