@@ -151,7 +151,7 @@ class PotentialModule(LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Differentiates by the parameters alone: the pair vectors are leaves too and would cost a quarter more."""
+        """Differentiates by the parameters alone: the pair vectors are leaves too, with costly second derivatives."""
         loss.backward(*args, inputs=[p for p in self.parameters() if p.requires_grad], **kwargs)
 
     def optimizer_step(  # pyright: ignore[reportIncompatibleMethodOverride]
