@@ -426,7 +426,7 @@ def test_fit_keeps_the_start_but_for_the_zero_of_energy(tmp_path: Path) -> None:
         ({"cutoff": 5.0}, "has model.cutoff=5.0, but this run 4.0"),
         ({"n_basis": 3}, "has a model of another size (beta: (2, 12, 3) there, (2, 12, 4) here)"),
         ({"hidden": [24]}, "has a model of another size (readout.weights.1: (1, 24) there, (24, 24) here)"),
-        ({"r_min": 0.7}, "has another gaussians.centres"),
+        ({"r_min": 0.7}, "has another moments.gaussians.centres"),
     ],
 )
 def test_a_start_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
