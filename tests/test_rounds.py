@@ -108,6 +108,10 @@ def test_some_keys_may_differ(store: RoundStore) -> None:
     store.open(changed, ignore=("logger", "debug"))
     with pytest.raises(InputError, match="debug"):
         store.open(changed, ignore=("logger",))
+    changed = with_change("logger.csv.name", "other")
+    store.open(changed, ignore=("logger.csv.name",))
+    with pytest.raises(InputError, match=r"logger\.csv\.name"):
+        store.open(changed, ignore=("logger.csv.na", "log"))
 
 
 def test_a_new_store_is_empty(store: RoundStore) -> None:

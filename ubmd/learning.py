@@ -29,7 +29,7 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
-from ubmd.reference.base import Reference
+from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import INITIAL, RoundStore
@@ -47,7 +47,7 @@ __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug", "executor")
+MAY_DIFFER = ("paths", "logger", "debug", *NOT_OF_LABELS)
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 

@@ -77,7 +77,7 @@ class RoundStore:
 
         Args:
             config: the resolved configuration.
-            ignore: top-level keys that may differ between the runs that share a folder.
+            ignore: keys, with all that is in them, that may differ between the runs that share a folder.
 
         Raises:
             InputError: if the folder holds a run with another configuration.
@@ -92,9 +92,12 @@ class RoundStore:
             _write(file, yaml.safe_dump(dict(config), sort_keys=False))
 
     def _check_same(self, file: Path, config: Mapping[str, Any], ignore: Sequence[str]) -> None:
-        before = _flatten({k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in ignore})
-        now = _flatten({k: v for k, v in config.items() if k not in ignore})
-        different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        before, now = _flatten(yaml.safe_load(file.read_text())), _flatten(config)
+        different = sorted(
+            key
+            for key in before.keys() | now.keys()
+            if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{part}.") for part in ignore)
+        )
         if different:
             key = different[0]
             raise InputError(

@@ -16,6 +16,10 @@ Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plai
 """A value that JSON can hold."""
 
 
+NOT_OF_LABELS = ("executor", "reference.command", "reference.scratch", "reference.threads")
+"""Parts of a configuration that say how and where labels are computed, not what they are."""
+
+
 class ReferenceError(RuntimeError):
     """One structure cannot be labelled, now or later, such as one whose SCF does not converge; it is remembered."""
 

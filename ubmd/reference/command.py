@@ -13,7 +13,7 @@ from ubmd.config import build, plain
 from ubmd.data.io import read_structures, write_structures
 from ubmd.errors import InputError
 from ubmd.progress import run_progress
-from ubmd.reference.base import Reference
+from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport
 from ubmd.reference.store import LabelStore
@@ -49,7 +49,7 @@ def label(cfg: DictConfig) -> None:
         atoms.info["source_index"] = number
     folder = Path(cfg.paths.run)
     # the structures need not be the same: the store tells them apart
-    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", "executor"))
+    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", *NOT_OF_LABELS))
     with executor, run_progress() as progress:
         report = label_with_progress(
             structures,
