@@ -186,10 +186,15 @@ def test_more_structures_than_walkers(here: Path, capsys: pytest.CaptureFixture[
 def test_constant_pressure(here: Path, dynamics: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _write("cell.xyz", crystal())
     options = [f"dynamics={dynamics}", "dynamics.integrator.pressure=[5000, -5000]", "dynamics.n_walkers=4"]
-    options += ["bias.tau_stress=0.5", "dynamics.stopping.uncertainty_threshold=null"]
+    options += [
+        "dynamics.integrator.temperature=[100, 100, 200]",
+        "bias.tau_stress=0.5",
+        "dynamics.stopping.uncertainty_threshold=null",
+    ]
     assert md(*options, structure="cell.xyz") == 0
     found = read_trajectory(only(here) / "trajectory.h5")
     assert (found.reasons == StopReason.MAX_STEPS).all()
+    assert found.temperature.tolist() == [100, 100, 200, 100]
     last = np.abs(np.linalg.det(found.cell[found.step == 40]))
     start = crystal().cell.volume
     assert (last[0::2] < start).all()

@@ -132,4 +132,5 @@ def test_limit_of_a_strained_cell_is_reached_by_the_worst_pair() -> None:
 
     for share, expected in ((0.1999, False), (0.2001, True)):
         assert bool(outran_skin(squeezed(share), cutoff, skin)) is expected
+        assert not outran_skin(rebuild_neighbours(squeezed(share), cutoff, skin), cutoff, skin)
         assert bool(brute_force(squeezed(share + 2e-4).batch, cutoff)) is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -38,13 +39,12 @@ def per_walker(name: str, value: float | Sequence[float], *, positive: bool) -> 
     Raises:
         InputError: for an empty list, or a number that is not finite or, if it must be, not positive.
     """
-    values = (value,) if isinstance(value, int | float) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
     lowest = 0.0 if positive else -math.inf
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float) or not lowest < v < math.inf]
-    if wrong or not values:
+    if not values or not all(isinstance(v, Real) and lowest < v < math.inf for v in values):
         kind = "positive" if positive else "finite"
         raise InputError(f"{name} must be a {kind} number, or a list of such for the walkers in turn, got {value}")
-    return float(value) if isinstance(value, int | float) else tuple(map(float, values))
+    return tuple(map(float, values)) if isinstance(value, Sequence) else float(value)
 
 
 def in_turn(value: float | Sequence[float], walkers: Tensor) -> Tensor:
