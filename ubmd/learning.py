@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ubmd.analysis.figures import save_figure
+from ubmd.analysis.held_out import draw_errors_by_volume
 from ubmd.analysis.report import report_run, round_analysis
 from ubmd.calculator import torch_device
 from ubmd.callbacks.acquire import Acquire, label_with_progress
@@ -47,7 +48,7 @@ __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug", *NOT_OF_LABELS)
+MAY_DIFFER = ("paths", "logger", "debug", "data.test.sample.executor", *NOT_OF_LABELS)
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 
@@ -69,10 +70,6 @@ class Run:
     @property
     def seed(self) -> int:
         return self.cfg.seed
-
-    @property
-    def torsions(self) -> Mapping[str, Any]:
-        return self.system.torsions
 
 
 def learn(cfg: DictConfig) -> float | None:
@@ -101,7 +98,9 @@ def learn(cfg: DictConfig) -> float | None:
             records = run.store.records()
             potential = run.store.folder(len(records) - 1).model
             _draw_calibration(run, len(records) - 1)
-            report_run(run.store, run.torsions, progress.console)
+            if run.system.periodic:
+                _draw_errors_by_volume(run, len(records) - 1)
+            report_run(run.store, run.system, progress.console, dt=run.exploration.time_step)
             log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
         finally:
             close_loggers(loggers)
@@ -139,6 +138,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
+    if system.relax is not None and not store.records():
+        system = _relaxed(system, reference, progress)
     return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
 
 
@@ -196,16 +197,29 @@ def _check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModul
     trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)
 
 
+def _relaxed(system: System, reference: Reference, progress: RunProgress) -> System:
+    """The system with its structure relaxed by the reference."""
+    assert system.relax is not None
+    with progress.stage("relaxation") as stage:
+
+        def show(steps: int, force: float) -> None:
+            stage.update(steps, detail=f"largest force {force:.3f} eV/Å")
+
+        return replace(system, structure=system.relax(system.atoms, reference, on_step=show))
+
+
 def _label_initial(run: Run) -> None:
-    """Labels the perturbed structures that the first round trains on."""
+    """Labels the structures that the first round trains on, as far as they have no labels."""
     if run.store.structures(0):
         return
-    structures = run.system.perturbed(stage_rng(run.seed, 0, Stage.PERTURB))
-    for atoms in structures:
+    structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB))
+    known = [a for a in structures if "REF_energy" in a.info and "REF_forces" in a.arrays]
+    unknown = [a for a in structures if not any(a is other for other in known)]
+    for atoms in unknown:
         # labels belong to the coordinates as the data set's file holds them
         atoms.positions = atoms.positions.round(8)
     report = label_with_progress(
-        structures,
+        unknown,
         run.reference,
         run.labels,
         executor=run.executor,
@@ -215,13 +229,14 @@ def _label_initial(run: Run) -> None:
     )
     for _, reason in [*report.rejected, *report.failed]:
         log.warning("initial structure rejected: %s", reason)
-    if len(report.labelled) < 2:
+    labelled = [*known, *report.labelled]
+    if len(labelled) < 2:
         reasons = [reason for _, reason in [*report.rejected, *report.failed]]
         raise InputError(
-            f"only {len(report.labelled)} of {len(structures)} initial structures could be labelled "
+            f"only {len(labelled)} of {len(structures)} initial structures could be labelled "
             f"({reasons[0]}); check reference, system.displacement and labelling.max_force"
         )
-    run.store.add_structures(report.labelled, INITIAL)
+    run.store.add_structures(labelled, INITIAL)
 
 
 def _finished(cfg: DictConfig, last: int, before: list[Atoms], now: list[Atoms]) -> bool:
@@ -241,7 +256,8 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     folder = run.store.folder(index)
     run.datamodule.set_round(index, structures)
     model, module, uncertainty = _build(run, index)
-    starts = [a for a in structures if a.info["round"] == index - 1] if index else [run.system.atoms]
+    perturbed = index == 0 and run.system.initial is None
+    starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
     budget = run.cfg.learning.max_structures - len(structures)
     final = budget <= 0 or (run.cfg.learning.max_rounds is not None and index + 1 >= run.cfg.learning.max_rounds)
     save = partial(
@@ -290,7 +306,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.store,
         index,
         run.store.structures(index + 1),
-        run.system.torsion_indices,
+        run.system,
         frame_interval=run.exploration.frame_interval,
         dt=run.exploration.time_step,
     )
@@ -360,6 +376,18 @@ def _draw_calibration(run: Run, index: int) -> None:
     methods = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
     half = half_confidence(found, valid, **methods)
     save_figure(scatter_of_worst_atoms(found, methods["atomic"].alpha, half), file)
+
+
+def _draw_errors_by_volume(run: Run, index: int) -> None:
+    """Errors on the test set against the volume, of the first and of a later round, drawn once."""
+    draw_errors_by_volume(
+        run.store,
+        sorted({0, index}),
+        run.datamodule.test_structures,
+        run.system,
+        batch_size=run.datamodule.evaluation_batch_size,
+        device=torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto"),
+    )
 
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:

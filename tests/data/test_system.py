@@ -39,9 +39,9 @@ def test_torsions() -> None:
     assert System(molecule("H2O")).torsion_indices.shape == (0, 4)
 
 
-def test_perturbed() -> None:
+def test_initial_structures_are_perturbed() -> None:
     system = System(bulk("Cu", cubic=True), n_initial=5, displacement=0.03, strain=0.01)
-    copies = system.perturbed(np.random.default_rng(1))
+    copies = system.initial_structures(np.random.default_rng(1))
     assert len(copies) == 5
     for copy in copies:
         assert not np.allclose(copy.cell, system.atoms.cell)
@@ -90,4 +90,49 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
 )
 def test_more_bad_input(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"system.{next(iter(options))}"):
+        System(**({"structure": bulk("Cu", cubic=True)} | options))
+
+
+def cubes(*volumes: float, repeat: int = 1) -> list[Atoms]:
+    """Crystals of copper with the given volumes per 4 atoms."""
+    return [bulk("Cu", cubic=True, a=np.cbrt(v)).repeat((repeat, 1, 1)) for v in volumes]
+
+
+def test_initial_structures_from_a_file_below_a_volume(tmp_path: Path) -> None:
+    path = tmp_path / "mine.extxyz"
+    structures = cubes(40.0, 60.0, 44.0, 49.9)
+    structures[2].info["REF_energy"], structures[2].arrays["REF_forces"] = 1.5, np.ones((4, 3))
+    write_structures(path, structures)
+    system = System(bulk("Cu", cubic=True), initial=str(path), max_volume=50.0)
+    found = system.initial_structures(np.random.default_rng(0))
+    np.testing.assert_allclose([a.get_volume() for a in found], [40.0, 44.0, 49.9])
+    assert system.n_initial == 3
+    assert found[1].info["REF_energy"] == 1.5
+    np.testing.assert_array_equal(found[1].arrays["REF_forces"], 1.0)
+
+
+def test_volumes_of_supercells_count_per_atom() -> None:
+    system = System(bulk("Cu", cubic=True), initial=cubes(40.0, 60.0, 44.0, repeat=2), max_volume=50.0)
+    assert system.n_initial == 2
+    assert system.volume_scale(8) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial": cubes(40.0, 60.0), "max_volume": 50.0}, r"has 1 structures of at most system\.max_volume=50"),
+        ({"initial": []}, r"system\.initial has 0 structures; at least 2"),
+        ({"initial": "nowhere.xyz"}, r"nowhere\.xyz does not exist"),
+        ({"initial": [*cubes(40.0), bulk("Al", cubic=True)]}, r"system\.initial contains Al"),
+        ({"initial": [*cubes(40.0), *cubes(40.0, repeat=2)]}, r"structure 1 of system\.initial is of other atoms"),
+        ({"initial": [Atoms("Cu")] * 2}, r"structure 0 of system\.initial .* periodic along other directions"),
+        ({"phases": {"small": [50, 40]}}, r"system\.phases\.small=\[50, 40\] must be two volumes"),
+        ({"phases": {"small": [1]}}, r"system\.phases\.small=\[1\] must be two volumes"),
+        ({"phases": {"b": [40, 60], "a": [0, 50]}}, r"system\.phases\.b=\[40, 60\] overlaps a"),
+        ({"phases": {"a": [0, 50]}, "structure": molecule("H2O")}, r"system\.phases.* needs .* periodic"),
+        ({"max_volume": 50.0, "structure": molecule("H2O")}, r"system\.max_volume=50\.0 needs .* periodic"),
+    ],
+)
+def test_bad_phases_and_initial_structures(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         System(**({"structure": bulk("Cu", cubic=True)} | options))

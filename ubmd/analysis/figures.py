@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -59,9 +56,9 @@ def ramachandran(
         ax.scatter(*points.T, color=style.BLUE, **marks)
     else:
         last = int(when.max()) if len(when) else 0
-        colours, norm = _round_colours(last)
+        colours, norm = style.round_colours(last)
         ax.scatter(*points.T, c=when, cmap=colours, norm=norm, **marks)
-        _round_bar(fig, ax, colours, norm, last)
+        style.round_bar(fig, ax, colours, norm, last)
     if labelled is not None:
         chosen = _degrees(np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
         ax.scatter(*chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled")
@@ -218,21 +215,6 @@ def _first_in_cell(
     _, first = np.unique(cell[:, 0] * 1000 + cell[:, 1], return_index=True)
     first = np.sort(first)[::-1]
     return degrees[first], when[first]
-
-
-def _round_colours(last: int) -> tuple[Colormap, BoundaryNorm]:
-    """One colour for each round 0..last."""
-    shades = matplotlib.colormaps[style.SEQUENTIAL](np.linspace(0, style.SEQUENTIAL_END, last + 1))
-    return ListedColormap(shades), BoundaryNorm(np.arange(last + 2) - 0.5, last + 1)
-
-
-def _round_bar(fig: Figure, ax: Axes, colours: Colormap, norm: BoundaryNorm, last: int) -> None:
-    """Colour bar whose ticks are rounds."""
-    bar = fig.colorbar(ScalarMappable(norm, colours), ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Round")
-    step = next(f * 10**p for p in range(9) for f in (1, 2, 5) if last <= 6 * f * 10**p)
-    bar.set_ticks(list(range(0, last + 1, step)))
-    style.style_axes(bar.ax, boxed=True)
-    bar.ax.tick_params(which="minor", length=0)
 
 
 def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.float64]:

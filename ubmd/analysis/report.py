@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,14 @@ from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.figures import ramachandran, save_figure
 from ubmd.analysis.tables import rounds_table, stage_times_table
 from ubmd.analysis.torsions import torsion_angles
+from ubmd.analysis.volume_figures import cell_histograms, volume_histogram, volume_series
+from ubmd.analysis.volumes import cell_volumes, walker_transitions
 from ubmd.dynamics.trajectory import read_trajectory
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ubmd.data.system import System
     from ubmd.dynamics.exploration import Exploration
     from ubmd.rounds import RoundStore
 
@@ -43,29 +46,38 @@ def round_analysis(
     store: RoundStore,
     index: int,
     structures: Sequence[Atoms],
-    torsions: NDArray[np.int64],
+    system: System,
     *,
     frame_interval: int,
     dt: float | None,
 ) -> dict[str, float]:
-    """Coverage of the torsions and auto-correlation times of everything explored up to a round.
+    """Coverage of torsions and volumes, and auto-correlation times, of everything explored up to a round.
 
     Args:
         store: the run.
         index: the round.
         structures: all labelled structures; they count as explored.
-        torsions: [m, 4] atom indices; without any there is no coverage.
+        system: its torsions and phases; without any there is no coverage, or there are no transitions.
         frame_interval: steps between regular frames.
         dt: time step, fs; None if steps are not steps in time, which then have no auto-correlation times.
 
     Returns:
-        ``coverage``, ``act_position_ps`` and ``act_uncertainty_ps`` as far as they are defined.
+        ``coverage``, ``volume_min_ang3``, ``volume_max_ang3``, ``phase_transitions`` (of all walkers so far),
+        ``act_position_ps`` and ``act_uncertainty_ps`` as far as they are defined.
     """
     explored = [exploration for _, exploration in explorations(store, index)]
     out: dict[str, float] = {}
-    if len(torsions):
+    if len(system.torsions):
         positions = [e.positions for e in explored] + [a.positions[None] for a in structures]
-        out["coverage"] = torsion_coverage(torsion_angles(np.concatenate(positions), torsions))
+        out["coverage"] = torsion_coverage(torsion_angles(np.concatenate(positions), system.torsion_indices))
+    if system.periodic:
+        volumes = np.concatenate(
+            [*(explored_volumes(e, system) for e in explored), labelled_volumes(structures, system)]
+        )
+        out |= {"volume_min_ang3": float(volumes.min()), "volume_max_ang3": float(volumes.max())}
+    if system.phases:
+        changes = (walker_transitions(e, system.phases, scale=system.volume_scale(len(e.numbers))) for e in explored)
+        out["phase_transitions"] = sum(changes)
     if dt is None:
         return out
     for name, series in (
@@ -92,8 +104,26 @@ def _centred(positions: NDArray[np.float64]) -> NDArray[np.float64]:
     return positions - positions.mean(axis=1, keepdims=True)
 
 
-def report_run(store: RoundStore, torsions: Mapping[str, Sequence[int]], console: Console) -> None:
-    """Prints the tables of a run and draws its figures into ``figures/``."""
+def explored_volumes(exploration: Exploration, system: System) -> NDArray[np.float64]:
+    """Volumes of the frames, [f] Å³, as the system's phases count them."""
+    return system.volume_scale(len(exploration.numbers)) * cell_volumes(exploration.cell)
+
+
+def labelled_volumes(structures: Sequence[Atoms], system: System) -> NDArray[np.float64]:
+    """Volumes of structures, [n] Å³, as the system's phases count them."""
+    scale = np.array([system.volume_scale(len(atoms)) for atoms in structures])
+    return scale * cell_volumes([atoms.cell for atoms in structures])
+
+
+def report_run(store: RoundStore, system: System, console: Console, *, dt: float | None) -> None:
+    """Prints the tables of a run and draws its figures into ``figures/``.
+
+    Args:
+        store: the run.
+        system: what it studied.
+        console: to print on.
+        dt: time step, fs; None if steps are not steps in time.
+    """
     rows = [record["metrics"] for record in store.records()]
     if not rows:
         return
@@ -104,15 +134,51 @@ def report_run(store: RoundStore, torsions: Mapping[str, Sequence[int]], console
     console.print(rounds_table(rows))
     console.print(stage_times_table(rows))
     save_figure(learning_curves(rows), store.figures / "learning_curves.png")
-    if len(torsions) >= 2:
-        indices = np.array([list(t) for t in torsions.values()][:2], dtype=np.int64)
-        explored = explorations(store, len(rows) - 1)
-        angles = [torsion_angles(e.positions, indices) for _, e in explored]
-        rounds = [np.full(len(a), index) for (index, _), a in zip(explored, angles, strict=True)]
-        labelled = torsion_angles(np.array([a.positions for a in store.structures(len(rows))]), indices)
-        if angles:
-            joined = np.concatenate(angles)
-            figure = ramachandran(joined[:, 0], joined[:, 1], rounds=np.concatenate(rounds), labelled=labelled)
-            save_figure(figure, store.figures / "ramachandran.png")
+    explored, structures = explorations(store, len(rows) - 1), store.structures(len(rows))
+    if explored and len(system.torsions) >= 2:
+        _draw_torsions(store, system, explored, structures)
+    if explored and system.periodic:
+        _draw_cells(store, system, explored, structures, dt)
     console.print(f"run folder: {store.path}", soft_wrap=True, highlight=False)
     console.print(f"potential:  {store.folder(len(rows) - 1).model}", soft_wrap=True, highlight=False)
+
+
+def _draw_torsions(
+    store: RoundStore, system: System, explored: Sequence[tuple[int, Exploration]], structures: Sequence[Atoms]
+) -> None:
+    """The plane of the first two torsions."""
+    indices = system.torsion_indices[:2]
+    angles = [torsion_angles(e.positions, indices) for _, e in explored]
+    rounds = [np.full(len(a), index) for (index, _), a in zip(explored, angles, strict=True)]
+    labelled = torsion_angles(np.array([a.positions for a in structures]), indices)
+    joined = np.concatenate(angles)
+    figure = ramachandran(joined[:, 0], joined[:, 1], rounds=np.concatenate(rounds), labelled=labelled)
+    save_figure(figure, store.figures / "ramachandran.png")
+
+
+def _draw_cells(
+    store: RoundStore,
+    system: System,
+    explored: Sequence[tuple[int, Exploration]],
+    structures: Sequence[Atoms],
+    dt: float | None,
+) -> None:
+    """Volumes and cell parameters, how often and when."""
+    volumes = [explored_volumes(e, system) for _, e in explored]
+    labelled = labelled_volumes(structures, system)
+    save_figure(volume_histogram(np.concatenate(volumes), labelled, system.phases), store.figures / "volumes.png")
+    cells = np.concatenate([e.cell for _, e in explored])
+    chosen = np.array([np.asarray(a.cell) for a in structures if len(a) == len(explored[0][1].numbers)])
+    save_figure(cell_histograms(cells, chosen), store.figures / "cell_parameters.png")
+    if not sum(map(len, volumes)):
+        return
+    walkers = [
+        (index, e.step[e.walker == walker], v[e.walker == walker])
+        for (index, e), v in zip(explored, volumes, strict=True)
+        for walker in np.unique(e.walker)
+    ]
+    scale = 1.0 if dt is None else 1e-3 * dt
+    times, series = [scale * steps for _, steps, _ in walkers], [v for _, _, v in walkers]
+    rounds = [index for index, _, _ in walkers]
+    figure = volume_series(times, series, rounds, system.phases, in_time=dt is not None)
+    save_figure(figure, store.figures / "volume_series.png")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "legend_above",
     "new_figure",
     "note",
+    "round_bar",
+    "round_colours",
     "style_axes",
 ]
 
@@ -44,20 +49,21 @@ _LABEL_SIZE = 9.0
 _TICK_SIZE = 8.0
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float, height: float, columns: int = 1, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of ``columns`` panels side by side, in the shared style.
 
     Args:
         width: inches, whole figure.
         height: inches.
         columns: number of panels.
+        rows: number of such rows.
 
     Returns:
-        The figure and its axes from left to right.
+        The figure and its axes from left to right, row by row.
     """
     fig = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(fig)  # draws without a display, whatever backend the user has chosen
-    axes: Any = fig.subplots(1, columns, squeeze=False)
+    axes: Any = fig.subplots(rows, columns, squeeze=False)
     panels: list[Axes] = list(np.ravel(axes))
     for ax in panels:
         style_axes(ax)
@@ -91,6 +97,21 @@ def note(ax: Axes, text: str, *, corner: str = "upper left") -> None:
         fontsize=_TICK_SIZE,
         color=INK,
     )
+
+
+def round_colours(last: int) -> tuple[Colormap, BoundaryNorm]:
+    """One colour for each round 0..last."""
+    shades = matplotlib.colormaps[SEQUENTIAL](np.linspace(0, SEQUENTIAL_END, last + 1))
+    return ListedColormap(shades), BoundaryNorm(np.arange(last + 2) - 0.5, last + 1)
+
+
+def round_bar(fig: Figure, ax: Axes, colours: Colormap, norm: BoundaryNorm, last: int) -> None:
+    """Colour bar beside a panel whose ticks are rounds."""
+    bar = fig.colorbar(ScalarMappable(norm, colours), ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Round")
+    step = next(f * 10**p for p in range(9) for f in (1, 2, 5) if last <= 6 * f * 10**p)
+    bar.set_ticks(list(range(0, last + 1, step)))
+    style_axes(bar.ax, boxed=True)
+    bar.ax.tick_params(which="minor", length=0)
 
 
 def legend_above(ax: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
 from ubmd.models.gmnn import species_numbers
+from ubmd.reference.relaxation import Relaxation
 
 __all__ = ["System"]
 
@@ -28,14 +30,28 @@ class System:
         species: chemical symbols that the model shall know; None takes those of the structure.
         torsions: named dihedral angles (four atom indices each, from 0) that span the space whose
             coverage is followed; empty if there are none.
-        n_initial: number of randomly perturbed structures that are labelled before the first round.
+        phases: named ranges of the cell's volume, ``[low, high)`` in Å³, whose changes are followed. A gap between
+            two of them keeps jitter at a border from counting as changes.
+        relax: finds the nearest minimum of the reference before the run; None takes the structure as it is.
+        initial: structures that a run starts from, or the path of their file; those with labels keep them. The
+            first round's walkers start from them too. None perturbs ``structure``.
+        max_volume: those of ``initial`` with a larger volume are left out, Å³.
+        n_initial: number of randomly perturbed structures that are labelled before the first round; with
+            ``initial`` the number of those.
         displacement: half-width of the perturbation of each coordinate, Å (Eq. 32).
         strain: half-width of the perturbation of the cell (Eqs. 33, 34); 0 keeps it.
+
+    Volumes of structures with another number of atoms than ``structure``, such as supercells, are scaled to that
+    number.
     """
 
     structure: Atoms | str
     species: Sequence[str] | None = None
     torsions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    phases: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    relax: Relaxation | None = None
+    initial: Sequence[Atoms] | str | None = None
+    max_volume: float | None = None
     n_initial: int = 8
     displacement: float = 0.02
     strain: float = 0.0
@@ -44,6 +60,7 @@ class System:
         if isinstance(self.structure, str | Path):
             object.__setattr__(self, "structure", read_structures(self.structure, index="0")[0])
         check_structure(self.atoms, "system.structure")
+        _check_phases(self.phases)
         if self.species is None:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
         species_numbers(self.symbols)
@@ -58,14 +75,20 @@ class System:
             if (not quantity < 1 / 6 and name == "strain") or not np.isfinite(quantity):
                 # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
                 raise InputError(f"system.{name}={quantity} is too large; use a small number such as 0.02")
-        if self.strain and not self.periodic:
-            raise InputError(f"system.strain={self.strain} needs a structure that is periodic in three directions")
         for name, atoms in self.torsions.items():
             if len(set(atoms)) != 4 or len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
                 raise InputError(
                     f"system.torsions.{name}={list(atoms)} must be four different atom indices "
                     f"from 0 to {len(self.atoms) - 1}"
                 )
+        for name in ("phases", "max_volume", "strain"):
+            if getattr(self, name) and not self.periodic:
+                raise InputError(
+                    f"system.{name}={getattr(self, name)} needs a structure that is periodic in three directions"
+                )
+        if self.initial is not None:
+            object.__setattr__(self, "initial", self._initial())
+            object.__setattr__(self, "n_initial", len(self.initial))
 
     @property
     def atoms(self) -> Atoms:
@@ -87,6 +110,47 @@ class System:
         """[n_torsions, 4] atom indices."""
         return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
 
-    def perturbed(self, rng: np.random.Generator) -> list[Atoms]:
-        """The ``n_initial`` structures that a run starts from."""
+    def initial_structures(self, rng: np.random.Generator) -> list[Atoms]:
+        """The structures that a run starts from: those of ``initial``, or ``n_initial`` perturbed ones."""
+        if self.initial is not None:
+            return [atoms.copy() for atoms in self.initial]  # pyright: ignore[reportAttributeAccessIssue]
         return perturb(self.atoms, self.n_initial, displacement=self.displacement, strain=self.strain, rng=rng)
+
+    def volume_scale(self, n_atoms: int) -> float:
+        """Factor that turns the volume of a cell with ``n_atoms`` atoms into one comparable with ``phases``."""
+        return len(self.atoms) / n_atoms
+
+    def _initial(self) -> list[Atoms]:
+        """The structures given as ``initial``, checked, without those of too large a volume."""
+        given = self.initial
+        found = read_structures(given) if isinstance(given, str | Path) else list(given or ())
+        check_species(found, self.symbols, "system.initial")
+        first = found[0] if found else self.atoms
+        for number, atoms in enumerate(found):
+            if not np.array_equal(atoms.numbers, first.numbers) or not np.array_equal(atoms.pbc, self.atoms.pbc):
+                raise InputError(
+                    f"structure {number} of system.initial is of other atoms, in another order or periodic along other "
+                    "directions; start from structures of one system"
+                )
+        kept = [a for a in found if self.max_volume is None or self._scaled_volume(a) <= self.max_volume]
+        if len(kept) < 2:
+            limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
+            raise InputError(f"system.initial has {len(kept)} structures{limit}; at least 2 are needed")
+        return kept
+
+    def _scaled_volume(self, atoms: Atoms) -> float:
+        return self.volume_scale(len(atoms)) * abs(np.linalg.det(np.asarray(atoms.cell)))
+
+
+def _check_phases(phases: Mapping[str, Sequence[float]]) -> None:
+    """Refuses ranges of volume that are none or that overlap."""
+    for name, bounds in phases.items():
+        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
+            raise InputError(
+                f"system.phases.{name}={list(bounds)} must be two volumes in Å³, the lower one first, "
+                "e.g. [0, 950] or [1150, .inf]"
+            )
+    ordered = sorted(phases, key=lambda name: phases[name][0])
+    for before, after in pairwise(ordered):
+        if phases[after][0] < phases[before][1]:
+            raise InputError(f"system.phases.{after}={list(phases[after])} overlaps {before}; separate the two")

@@ -1,24 +1,30 @@
-"""Labelled test structures from long unbiased dynamics, sampled once and kept in a file."""
+"""Labelled test structures, from long unbiased dynamics or by perturbation, sampled once and kept in a file."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ubmd.data.io import read_structures
+from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
+from ubmd.progress import run_progress
 from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
-from ubmd.reference.base import Plain, checked_label
+from ubmd.reference.base import Plain, Reference, checked_label
+from ubmd.reference.executors import LabelExecutor, Serial
 from ubmd.reference.ff19sb import FF19SB
-from ubmd.reference.labelling import with_label
+from ubmd.reference.labelling import label_structures, with_label
 from ubmd.reference.openmm_system import build_system, reference_context
+from ubmd.reference.store import LabelStore
 from ubmd.units import ASE_TIME_PER_FS
 
 if TYPE_CHECKING:
@@ -28,6 +34,9 @@ PAPER_FRICTION_PER_PS = 0.02 * ASE_TIME_PER_FS * 1e3
 """The paper's Langevin friction, 0.02 inverse ASE time units, in 1/ps."""
 
 _DECIMALS = 8  # what extended XYZ keeps of a position in Å
+
+_MEANS = frozenset({"labels", "executor"})
+"""Arguments of samplers that do not change what is sampled."""
 
 
 def sample_ff19sb(
@@ -95,6 +104,66 @@ def sample_ff19sb(
     return _labelled(np.round(positions, _DECIMALS), cmap)
 
 
+def sample_perturbed(
+    n_structures: int,
+    *,
+    structures: list[Atoms] | Atoms | str,
+    reference: Reference,
+    labels: str | os.PathLike[str],
+    displacement: float,
+    strain: float = 0.0,
+    seed: int,
+    max_force: float | None = 20.0,
+    executor: LabelExecutor | None = None,
+) -> list[Atoms]:
+    """Perturbed copies (Eqs. 32-34) of structures in turn, labelled by a reference behind a progress bar.
+
+    Args:
+        n_structures: number of copies; those that cannot be labelled are left out.
+        structures: to perturb, one or several, or the path of their file; their own labels do not count.
+        reference: labels the copies.
+        labels: file of the label store, from which an interrupted sampling continues.
+        displacement: half-width of the shift of each coordinate, Å.
+        strain: half-width of the distribution behind the strain of the cell; 0 keeps it.
+        seed: makes the result reproducible.
+        max_force: copies with a larger force on an atom are left out, eV/Å; None: no limit.
+        executor: where labels are computed, opened here; None: one by one in this process.
+
+    Returns:
+        Structures with ``info['REF_energy']``, ``arrays['REF_forces']`` and, if the reference gives it,
+        ``info['REF_stress']``.
+
+    Raises:
+        InputError: there is nothing to label, or no copy could be labelled.
+    """
+    if not n_structures > 0:
+        raise InputError(f"n_structures: {n_structures} is not positive; give a positive value")
+    if isinstance(structures, str):
+        structures = read_structures(structures)
+    originals = structures if isinstance(structures, list) else [structures]
+    rng = np.random.default_rng(seed)
+    copies = [
+        perturb(originals[i % len(originals)], 1, displacement=displacement, strain=strain, rng=rng)[0]
+        for i in range(n_structures)
+    ]
+    for atoms in copies:
+        atoms.positions = np.round(atoms.positions, _DECIMALS)
+    place = executor or Serial()
+    with run_progress() as progress, progress.stage("test set labels", len(copies)) as stage, place:
+        report = label_structures(
+            copies,
+            reference,
+            LabelStore(labels),
+            executor=place,
+            max_force=max_force,
+            on_label=lambda done, total: stage.update(done, total),
+        )
+    if not report.labelled:
+        reason = [*report.rejected, *report.failed][0][1]
+        raise InputError(f"reference: none of the {n_structures} test structures could be labelled ({reason})")
+    return report.labelled
+
+
 def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) -> list[Atoms]:
     """Structures of a file, which is made when it is missing or was made with other settings.
 
@@ -112,8 +181,9 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
 
     Args:
         path: extended XYZ with ``REF_`` keys. It appears all at once, or not at all.
-        sample: a function that samples labelled structures, with all of its arguments, which are plain JSON
-            types; they are recorded, defaults included, in the first structure's ``info``.
+        sample: a function that samples labelled structures, with all of its arguments. They are recorded,
+            defaults included, in the first structure's ``info``: plain JSON types as they are, references as
+            their fingerprints, structures as digests.
 
     Returns:
         The same structures whether they were sampled or read.
@@ -189,7 +259,18 @@ def _settings_of(sample: partial[list[Atoms]]) -> dict[str, Plain]:
     call = inspect.signature(sample.func).bind(*sample.args, **sample.keywords)
     call.apply_defaults()
     function = f"{sample.func.__module__}.{sample.func.__qualname__}"
-    return json.loads(json.dumps({"function": function, **call.arguments}))
+    arguments = {name: value for name, value in call.arguments.items() if name not in _MEANS}
+    return json.loads(json.dumps({"function": function, **arguments}, default=_recorded))
+
+
+def _recorded(value: Any) -> Plain:
+    """What stands for an argument that JSON cannot hold."""
+    if hasattr(value, "fingerprint"):
+        return value.fingerprint()
+    digest = hashlib.sha256()
+    for array in (value.numbers, value.positions, np.asarray(value.cell), value.pbc):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _write_atomically(path: Path, structures: list[Atoms], settings: dict[str, Plain]) -> None:

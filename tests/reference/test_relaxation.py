@@ -1,0 +1,139 @@
+"""Relaxation with a reference, against minima found in other ways; what is kept, and how it continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from scipy.optimize import minimize_scalar
+
+from ubmd.data.io import read_labelled
+from ubmd.errors import InputError
+from ubmd.reference.ase_reference import ASEReference
+from ubmd.reference.base import Label, ReferenceError
+from ubmd.reference.relaxation import ReferenceCalculator, Relaxation
+from ubmd.reference.store import LabelStore
+
+
+class Counting(ASEReference):
+    """EMT that counts its labels and can break down."""
+
+    def __init__(self, last: int | None = None):
+        super().__init__(EMT())
+        self.n, self.last = 0, last
+
+    def compute(self, atoms: Atoms) -> Label:
+        if self.n == self.last:
+            raise KeyboardInterrupt
+        self.n += 1
+        return super().compute(atoms)
+
+
+class Failing(Counting):
+    def compute(self, atoms: Atoms) -> Label:
+        raise ReferenceError("no convergence")
+
+
+def strained() -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    deformation = np.array([[1.04, 0.03, 0.0], [0.03, 0.98, 0.0], [0.0, 0.0, 1.05]])
+    atoms.set_cell(np.asarray(atoms.cell) @ deformation, scale_atoms=True)
+    atoms.rattle(0.03, seed=1)
+    return atoms
+
+
+def lattice_constant() -> float:
+    """Of copper with EMT, by minimising the energy along the one parameter of the perfect crystal."""
+
+    def energy(a: float) -> float:
+        atoms = bulk("Cu", cubic=True, a=a)
+        atoms.calc = EMT()
+        return atoms.get_potential_energy()
+
+    return float(minimize_scalar(energy, bounds=(3.4, 3.8), method="bounded", options={"xatol": 1e-8}).x)
+
+
+def test_crystal_reaches_the_minimum_of_cell_and_atoms(tmp_path: Path) -> None:
+    start = strained()
+    before = start.copy()
+    found = Relaxation(tmp_path, fmax=1e-4)(start, ASEReference(EMT()))
+    assert found.get_volume() == pytest.approx(lattice_constant() ** 3, rel=1e-5)
+    distances = found.get_all_distances(mic=True)[np.triu_indices(4, 1)]
+    np.testing.assert_allclose(distances, lattice_constant() / np.sqrt(2), rtol=1e-4)
+    assert np.abs(found.info["REF_stress"]).max() < 1e-5
+    np.testing.assert_array_equal(start.positions, before.positions)
+    assert start.calc is None
+
+
+def test_molecule_keeps_its_cell(tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    atoms.positions[1] += 0.2
+    found = Relaxation(tmp_path, fmax=0.01)(atoms, ASEReference(EMT()))
+    assert np.linalg.norm(found.arrays["REF_forces"], axis=1).max() < 0.01
+    assert not found.cell.any()
+    assert "REF_stress" not in found.info
+
+
+def test_calculator_gives_what_the_reference_computes(tmp_path: Path) -> None:
+    atoms = strained()
+    reference = Counting()
+    atoms.calc = ReferenceCalculator(reference, LabelStore(tmp_path / "labels.db"))
+    alone = strained()
+    alone.calc = EMT()
+    assert atoms.get_potential_energy() == alone.get_potential_energy()
+    np.testing.assert_array_equal(atoms.get_forces(), alone.get_forces())
+    np.testing.assert_allclose(atoms.get_stress(), alone.get_stress(), atol=1e-15)
+    assert reference.n == 1
+
+
+def test_result_is_kept_and_told_apart(tmp_path: Path) -> None:
+    relax, reference = Relaxation(tmp_path), Counting()
+    found = relax(strained(), reference)
+    n = reference.n
+    again = relax(strained(), reference)
+    assert reference.n == n
+    np.testing.assert_array_equal(found.positions, again.positions)
+    file = relax.file(strained(), reference)
+    np.testing.assert_array_equal(read_labelled(file)[0].positions, found.positions)
+    other = strained()
+    other.positions[0, 0] += 1e-6
+    files = {
+        file,
+        relax.file(other, reference),
+        relax.file(strained(), ASEReference(EMT(), name="other")),
+        Relaxation(tmp_path, fmax=0.01).file(strained(), reference),
+    }
+    assert len(files) == 4
+
+
+def test_interrupted_relaxation_pays_no_label_twice(tmp_path: Path) -> None:
+    whole = Counting()
+    expected = Relaxation(tmp_path / "whole", fmax=0.001)(strained(), whole)
+    broken, resumed = Counting(last=5), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        Relaxation(tmp_path / "parts", fmax=0.001)(strained(), broken)
+    found = Relaxation(tmp_path / "parts", fmax=0.001)(strained(), resumed)
+    assert broken.n == 5
+    assert resumed.n == whole.n - 5
+    np.testing.assert_array_equal(found.positions, expected.positions)
+
+
+def test_steps_are_told(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+    Relaxation(tmp_path)(strained(), ASEReference(EMT()), on_step=lambda n, force: told.append((n, force)))
+    assert [n for n, _ in told] == list(range(len(told)))
+    assert told[0][1] > 0.05 > told[-1][1]
+
+
+def test_bad_ends_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"after max_steps=2 the largest force is still .* raise system\.relax"):
+        Relaxation(tmp_path, max_steps=2)(strained(), ASEReference(EMT()))
+    with pytest.raises(InputError, match=r"system\.relax: the reference failed \(no convergence\)"):
+        Relaxation(tmp_path)(strained(), Failing())
+    with pytest.raises(InputError, match=r"system\.relax\.fmax=0"):
+        Relaxation(tmp_path, fmax=0)
+    assert not list(tmp_path.glob("*.extxyz"))

@@ -1,0 +1,127 @@
+"""Active learning of a crystal end to end: constant pressure, bias stress, stress in training, strained structures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from ubmd import cli
+from ubmd.analysis.metrics import read_metrics
+from ubmd.analysis.volumes import cell_volumes
+from ubmd.data.io import read_labelled, read_structures, write_structures
+from ubmd.data.perturb import perturb
+from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.reference.store import LabelStore
+
+TINY = [
+    "experiment=bulk_demo",
+    "logger=csv",
+    "model.n_basis=2",
+    "model.n_gauss=4",
+    "model.hidden=[8,8]",
+    "uncertainty.features.n_projections=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=40",
+    "learning.batch_size=4",
+    "learning.max_structures=12",
+    "system.n_initial=4",
+    "bias.window=5",
+    "dynamics.n_walkers=4",
+    "dynamics.frame_interval=5",
+    "dynamics.stopping.max_steps=40",
+    "dynamics.stopping.uncertainty_threshold=1000",
+    "dynamics.integrator.dt=1.0",
+    "dynamics.integrator.barostat_time=20",
+    "labelling.max_force=1000",
+    "data.test.sample.n_structures=10",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run's folder and the cache."""
+    root = tmp_path_factory.mktemp("bulk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UBMD_RUNS", str(root / "runs"))
+        patch.setenv("UBMD_CACHE", str(root / "cache"))
+        patch.setenv("WANDB_MODE", "offline")
+        assert cli.main(["learn", *TINY, "+system.phases.small=[0,363]", "+system.phases.big=[364,inf]"]) == 0
+    (run,) = (root / "runs" / "bulk_demo").iterdir()
+    return run, root / "cache"
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_logging")]
+
+
+def test_metrics_of_a_crystal(folders: tuple[Path, Path]) -> None:
+    rows = read_metrics(folders[0] / "metrics.csv")
+    assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8, 12]
+    assert all(row["stress_rmse_mpa"] > 0 for row in rows)
+    found = [read_trajectory(folders[0] / "rounds" / f"{index:03d}" / "trajectory.h5") for index in (0, 1)]
+    explored = np.concatenate([cell_volumes(e.cell) for e in found])
+    labelled = np.array([a.get_volume() for a in read_labelled(folders[0] / "dataset.extxyz")])
+    # what is labelled counts as explored
+    assert rows[-1]["volume_min_ang3"] == pytest.approx(min(explored.min(), labelled.min()))
+    assert rows[-1]["volume_max_ang3"] == pytest.approx(max(explored.max(), labelled.max()))
+    assert rows[0]["volume_min_ang3"] >= rows[-1]["volume_min_ang3"]
+    assert [row["phase_transitions"] >= 0 for row in rows] == [True] * 3
+    assert explored.std() > 1e-4
+
+
+def test_structures_are_strained_and_their_stress_is_the_references(folders: tuple[Path, Path]) -> None:
+    from ase.calculators.emt import EMT
+
+    structures = read_labelled(folders[0] / "dataset.extxyz")
+    start = read_structures(next((folders[1] / "relaxed").glob("*.extxyz")))[0]
+    for atoms in structures:
+        atoms.calc = EMT()
+        np.testing.assert_allclose(atoms.info["REF_stress"], atoms.get_stress(voigt=False), atol=1e-7)
+        assert atoms.info["round"] >= 0 or np.abs(atoms.cell - start.cell).max() > 0.01
+    assert np.linalg.norm(start.arrays["REF_forces"], axis=1).max() < 0.05
+    assert np.abs(start.info["REF_stress"]).max() * start.get_volume() / 12 < 0.05
+
+
+def test_figures_of_a_crystal(folders: tuple[Path, Path]) -> None:
+    assert {f.name for f in (folders[0] / "figures").iterdir()} == {
+        *("learning_curves.png", "calibration.png", "error_by_volume.png"),
+        *("volumes.png", "volume_series.png", "cell_parameters.png"),
+    }
+
+
+def test_bias_stress_acts(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the same walkers of the first round go elsewhere, but not before its window is full."""
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
+    monkeypatch.setenv("UBMD_CACHE", str(folders[1]))
+    assert cli.main(["learn", *TINY, "bias.tau_stress=0", "learning.max_rounds=2"]) == 0
+    (run,) = (tmp_path / "bulk_demo").iterdir()
+    biased, unbiased = (read_trajectory(f / "rounds" / "000" / "trajectory.h5") for f in (folders[0], run))
+    early = biased.step == 5
+    np.testing.assert_array_equal(biased.cell[early], unbiased.cell[early])
+    assert np.abs(biased.cell[~early] - unbiased.cell[~early]).max() > 1e-4
+
+
+def test_start_from_structures_of_ones_own(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels that they have are kept, others computed, too large ones left out; walkers start from them."""
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("UBMD_CACHE", str(folders[1]))
+    labelled = read_labelled(folders[0] / "dataset.extxyz")[:3]
+    labelled[0].info["REF_energy"] += 100.0  # no reference says that
+    unlabelled = perturb(bulk("Cu", cubic=True).repeat(2), 2, displacement=0.05, rng=np.random.default_rng(0))
+    large = perturb(bulk("Cu", cubic=True, a=4.0).repeat(2), 1, displacement=0.05, rng=np.random.default_rng(0))
+    write_structures(tmp_path / "mine.extxyz", [*labelled, *unlabelled, *large])
+    own = [f"system.initial={tmp_path / 'mine.extxyz'}", "system.max_volume=480", "learning.max_rounds=2"]
+    assert cli.main(["learn", *TINY, *own]) == 0
+    (run,) = (tmp_path / "runs" / "bulk_demo").iterdir()
+    first = [a for a in read_labelled(run / "dataset.extxyz") if a.info["round"] == -1]
+    assert len(first) == 5
+    assert first[0].info["REF_energy"] == pytest.approx(labelled[0].info["REF_energy"])
+    np.testing.assert_allclose(first[3].positions, unlabelled[0].positions, atol=1e-8)
+    assert len(LabelStore(run / "labels.db")) == 2 + 4
+    found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
+    nearest = [cell_volumes(found.cell[(found.walker == w) & (found.step == 5)])[0] for w in range(4)]
+    np.testing.assert_allclose(nearest, [a.get_volume() for a in first[:4]], rtol=0.01)
