@@ -28,6 +28,7 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
+from ubmd.learning_checks import check_sizes, check_trainer, trains_stress
 from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import NOT_OF_LABELS, Reference
@@ -39,7 +40,7 @@ from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
 from ubmd.training.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
+from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
@@ -111,7 +112,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     """Builds what outlives a round, cheapest checks first; ``loggers`` is filled in place so that it can be closed."""
     system: System = build(cfg, "system")
     exploration: Explorer = build(cfg, "dynamics")
-    _check_sizes(cfg, system, exploration)
+    check_sizes(cfg, system, exploration)
     build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
     for part in ("calibration.atomic", "calibration.total"):
         build(cfg, part)
@@ -119,7 +120,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     check_selection(build(cfg, "selection"), build(cfg, "uncertainty")(model=model))
     build(cfg, "training")(model=model)
     reference: Reference = build(cfg, "reference")
-    stress = _trains_stress(cfg, system, exploration, reference)
+    stress = trains_stress(cfg, system, exploration, reference)
     executor: LabelExecutor = build(cfg, "executor")
     executor.check(reference)
     data = build(cfg, "data")
@@ -133,7 +134,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
         seed=cfg.seed,
         members=model.n_members,
     )
-    _check_trainer(cfg, system, datamodule)
+    check_trainer(cfg, system, datamodule)
     store = RoundStore(cfg.paths.run)
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
@@ -141,60 +142,6 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     if system.relax is not None and not store.records():
         system = _relaxed(system, reference, progress)
     return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
-
-
-def _trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
-    """Whether the potential learns stress; refuses what this cannot go with."""
-    weight = cfg.training.loss.stress
-    exploration.check_periodic(system.atoms, "system.structure")
-    if exploration.needs_stress and not weight > 0:
-        raise InputError(
-            f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
-            "set it to, say, 0.01 or choose dynamics=langevin"
-        )
-    if weight > 0 and not system.periodic:
-        raise InputError(f"training.loss.stress={weight} needs a periodic system; set it to 0")
-    if weight > 0 and not reference.has_stress:
-        raise InputError(
-            f"training.loss.stress={weight} needs a reference that computes stress, which "
-            f"{type(reference).__name__} does not; set it to 0 or choose another reference"
-        )
-    return weight > 0
-
-
-def _check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
-    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
-    learning = cfg.learning
-    for name in ("max_structures", "batch_size"):
-        if learning[name] < 1:
-            raise InputError(f"learning.{name}={learning[name]} must be at least 1")
-    if learning.max_rounds is not None and learning.max_rounds < 1:
-        raise InputError(f"learning.max_rounds={learning.max_rounds} must be at least 1, or null for no limit")
-    if learning.batch_size > exploration.max_candidates:
-        raise InputError(
-            f"learning.batch_size={learning.batch_size} is larger than the pool, which holds at most "
-            f"{exploration.max_candidates} candidates; use more walkers, a longer dynamics.stopping.max_steps "
-            "or a smaller batch"
-        )
-    if learning.max_structures < system.n_initial:
-        raise InputError(
-            f"learning.max_structures={learning.max_structures} is below system.n_initial={system.n_initial}; raise it"
-        )
-    if learning.warm_start is not None and not 0 < learning.warm_start <= 1:
-        raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
-    if cfg.dtype not in ("float32", "float64"):
-        raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
-
-
-def _check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
-    """Refuses, beforehand, a trainer whose shortest fit, the last one, would end before its first validation."""
-    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
-    learning = cfg.learning
-    largest = learning.max_structures
-    if learning.max_rounds is not None:
-        largest = min(largest, system.n_initial + (learning.max_rounds - 1) * learning.batch_size)
-    n_train = max(int((1 - datamodule.validation_fraction) * largest), 1)
-    trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)
 
 
 def _relaxed(system: System, reference: Reference, progress: RunProgress) -> System:
