@@ -291,8 +291,9 @@ def test_wandb_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_columns_are_those_of_the_contract() -> None:
     from ubmd.analysis.comparison import METRICS
 
-    names = {metric.name for metric in METRICS if not metric.name.startswith(("test_coverage", "n_structures"))}
-    assert names - {"coverage_at_equal_steps"} <= set(COLUMNS)
+    derived = ("test_coverage", "n_structures", "phase_transitions")
+    names = {metric.name for metric in METRICS if not metric.name.startswith(derived)}
+    assert {name for name in names if not name.endswith("_at_equal_steps")} <= set(COLUMNS)
 
 
 def test_coverages_compare_at_the_steps_that_all_runs_have_made(tmp_path: Path) -> None:
@@ -328,3 +329,23 @@ def test_exploration_curves_show_means_over_common_steps() -> None:
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.lines[0].get_data(), [[200], [(0.3 + 0.6) / 2]])
     assert exploration_curves({"none": [[{"coverage": 0.1}]]}) is None
+
+
+def test_volumes_are_explored_too() -> None:
+    """Lowest and highest volume of crystals beside the coverage, or alone; interpolated at equal steps."""
+    rows = [
+        {"md_steps": 100, "volume_min_ang3": 800.0, "volume_max_ang3": 900.0},
+        {"md_steps": 300, "volume_min_ang3": 700.0, "volume_max_ang3": 1500.0},
+    ]
+    figure = exploration_curves({"one": [rows], "other": [rows]})
+    assert figure is not None
+    (ax,) = figure.axes
+    drawn = [line.get_ydata().tolist() for line in ax.lines]
+    assert drawn == [[800, 700]] * 2 + [[900, 1500]] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
+    both = exploration_curves({"one": [[row | {"coverage": 0.5} for row in rows]]})
+    assert both is not None
+    assert [ax.get_ylabel() for ax in both.axes] == ["Coverage of CV space", "Lowest and highest volume (Å³)"]
+    found = final_metrics(rows, 250)
+    assert found["volume_min_ang3_at_equal_steps"] == pytest.approx(750)
+    assert found["volume_max_ang3_at_equal_steps"] == pytest.approx(1200)

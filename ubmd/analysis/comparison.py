@@ -19,7 +19,7 @@ __all__ = [
     "RunResult",
     "Setting",
     "compare_runs",
-    "coverage_against_steps",
+    "explored_against_steps",
     "final_metrics",
     "is_finished",
     "mean_and_deviation",
@@ -71,7 +71,7 @@ class Comparison:
     repeated: tuple[str, ...]
     """Names of runs left out because another one has the same setting and seed."""
     steps: int | None
-    """Steps of all walkers that every run has made, at which coverages compare; None without coverages."""
+    """Steps of all walkers that every run has made, at which what they explored compares; None if nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric("coverage", "CV space cov.", "", 2),
     Metric("coverage_at_equal_steps", "CV space cov.", "at equal steps", 2),
+    Metric("volume_min_ang3_at_equal_steps", "Volume from", "Å³, at equal steps", 0),
+    Metric("volume_max_ang3_at_equal_steps", "Volume to", "Å³, at equal steps", 0),
+    Metric("phase_transitions", "Transitions", "", 1),
     Metric("energy_rmse_mev_per_atom", "E-RMSE", "meV/atom", 2),
     Metric("force_rmse_ev_per_ang", "F-RMSE", "eV/Å", 3),
     Metric("stress_rmse_mpa", "S-RMSE", "MPa", 1),
@@ -110,9 +113,13 @@ def is_finished(rounds: Sequence[Row]) -> bool:
     return selected is None or selected == rounds[-1].get("n_rejected")
 
 
-def coverage_against_steps(rounds: Sequence[Row]) -> NDArray[np.float64]:
-    """Rows (steps of all walkers so far, coverage of what they and the labels explored), one a round, [n, 2]."""
-    found = [(row.get("md_steps"), row.get("coverage")) for row in rounds]
+EXPLORED = ("coverage", "volume_min_ang3", "volume_max_ang3")
+"""Columns of ``metrics.csv`` that tell what was explored so far."""
+
+
+def explored_against_steps(rounds: Sequence[Row], name: str) -> NDArray[np.float64]:
+    """Rows (steps of all walkers so far, a value of :data:`EXPLORED`), one a round that explored, [n, 2]."""
+    found = [(row.get("md_steps"), row.get(name)) for row in rounds]
     rows = np.array([row for row in found if None not in row], dtype=np.float64).reshape(-1, 2)
     rows[:, 0] = rows[:, 0].cumsum()
     return rows
@@ -123,13 +130,15 @@ def final_metrics(rounds: Sequence[Row], steps: int | None = None) -> dict[str, 
 
     Args:
         rounds: rows of ``metrics.csv``, at least one.
-        steps: of all walkers; the coverage that they had reached is interpolated between rounds.
+        steps: of all walkers; what they had explored is interpolated between rounds.
     """
     last = rounds[-1]
     sizes = [last.get("n_train"), last.get("n_valid")]
     values = {**last, "n_structures": sum(n for n in sizes if n is not None)}
-    if steps is not None and len(explored := coverage_against_steps(rounds)):
-        values["coverage_at_equal_steps"] = float(np.interp(steps, *explored.T))
+    for name in EXPLORED:
+        explored = explored_against_steps(rounds, name)
+        if steps is not None and len(explored):
+            values[f"{name}_at_equal_steps"] = float(np.interp(steps, *explored.T))
     known = {metric.name: values.get(metric.name) for metric in METRICS}
     return {name: float(value) for name, value in known.items() if value is not None}
 
@@ -167,7 +176,8 @@ def compare_runs(runs: Iterable[RunResult]) -> Comparison:
     ranks = [_ranks(differing[c]) for c in columns]
     order = sorted(range(len(settings)), key=lambda i: [rank[i] for rank in ranks])
     along = tuple(c for c in differing if c not in columns)
-    explored = [coverage_against_steps(run.rounds) for seeds in groups.values() for run in seeds.values()]
+    runs = [run for seeds in groups.values() for run in seeds.values()]
+    explored = [explored_against_steps(run.rounds, name) for run in runs for name in EXPLORED]
     steps = min((int(curve[-1, 0]) for curve in explored if len(curve)), default=None)
     return Comparison(tuple(columns), along, tuple(settings[i] for i in order), tuple(repeated), steps)
 

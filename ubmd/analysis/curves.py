@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ubmd.analysis import style
-from ubmd.analysis.comparison import coverage_against_steps
+from ubmd.analysis.comparison import EXPLORED, explored_against_steps
 from ubmd.analysis.figures import log_ticks
 from ubmd.errors import InputError
 
@@ -82,28 +82,41 @@ def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure:
 
 
 def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
-    """Coverage of the space of collective variables against the steps of all walkers together (Fig. 4 a).
+    """What was explored against the steps of all walkers together (Fig. 4 a).
 
+    That is the coverage of the space of collective variables and, of crystals, the lowest and the highest volume.
     Means and deviations are drawn as in :func:`compared_curves`.
 
     Args:
         settings: for each label the runs, each as rows of its ``metrics.csv``.
 
     Returns:
-        the figure; None if no run knows its coverage.
+        the figure; None if no run knows what it explored.
     """
-    found = {k: _mean_curve([coverage_against_steps(rounds) for rounds in v]) for k, v in settings.items()}
-    if not any(len(curve) for curve in found.values()):
+
+    def curves(name: str) -> dict[str, NDArray[np.float64]]:
+        return {k: _mean_curve([explored_against_steps(rounds, name) for rounds in v]) for k, v in settings.items()}
+
+    found = {name: curves(name) for name in EXPLORED}
+    drawn = {name: c for name, c in found.items() if any(len(curve) for curve in c.values())}
+    panels = list(dict.fromkeys("volume" if name.startswith("volume") else name for name in drawn))
+    if not panels:
         return None
-    fig, (ax,) = _figure_with_legend(1, len(settings), width=4.4)
-    _draw_means(ax, found, log=False)
-    ax.set_xlabel("Steps of all walkers")
-    ax.set_ylabel("Coverage of CV space")
-    ax.set_xlim(0, None)
-    ax.set_ylim(0, 1)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend(fig, ax)
+    fig, axes = _figure_with_legend(len(panels), len(settings), width=4.4)
+    for ax, panel in zip(axes, panels, strict=True):
+        for name in drawn:
+            if name.startswith(panel):
+                _draw_means(ax, drawn[name], log=False)
+        ax.set_xlabel("Steps of all walkers")
+        ax.set_xlim(0, None)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if panel == "coverage":
+            ax.set_ylabel("Coverage of CV space")
+            ax.set_ylim(0, 1)
+        else:
+            ax.set_ylabel("Lowest and highest volume (Å³)")
+    _legend(fig, axes[0])
     return fig
 
 
@@ -114,10 +127,11 @@ def _figure_with_legend(panels: int, n_settings: int, width: float = 2.55) -> tu
 
 
 def _legend(fig: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
+    lines, labels = ax.get_legend_handles_labels()
+    handles = dict(zip(labels, lines, strict=True))  # a setting may have several lines
     fig.legend(
-        handles,
-        labels,
+        list(handles.values()),
+        list(handles),
         loc="outside upper left",
         ncols=_LEGEND_COLUMNS,
         fontsize=8,
