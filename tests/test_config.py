@@ -190,6 +190,26 @@ def test_every_experiment_has_a_name_of_its_own(experiment: str) -> None:
     assert names.count(own) == 1
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str) -> None:
+    """With every class that it names, and every option of that class."""
+    cfg = app.compose("learn", [f"experiment={experiment}"])
+    assert cfg.name == experiment
+
+
+def test_settings_of_the_paper_for_mil53() -> None:
+    cfg = app.compose("learn", ["experiment=mil53"])
+    assert (cfg.model.cutoff, cfg.training.loss.stress, cfg.data.batch_size) == (6.0, 0.01, 32)
+    assert (cfg.system.n_initial, cfg.system.displacement, cfg.system.strain) == (32, 0.08, 0.02)
+    assert (cfg.dynamics.n_walkers, cfg.learning.batch_size, cfg.learning.max_structures) == (32, 32, 512)
+    assert (cfg.bias.tau, cfg.bias.tau_stress, cfg.labelling.max_force) == (0.0, 0.5, 20.0)
+    integrator = cfg.dynamics.integrator
+    assert (integrator.dt, integrator.temperature, integrator.pressure) == (0.5, 600.0, 0.0)
+    assert (integrator.thermostat_time, integrator.barostat_time) == (100.0, 1000.0)
+    stopping = cfg.dynamics.stopping
+    assert (stopping.max_steps, stopping.uncertainty_threshold) == (20000, 1.0)
+
+
 @pytest.mark.usefixtures("toy_conf")
 def test_compose_for_notebooks(tmp_path: Path) -> None:
     cfg = app.compose("learn", ["experiment=demo"], folder=tmp_path / "here")

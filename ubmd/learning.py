@@ -49,7 +49,7 @@ __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug", "data.test.sample.executor", *NOT_OF_LABELS)
+MAY_DIFFER = ("paths", "logger", "debug", *NOT_OF_LABELS, *(f"data.test.sample.{part}" for part in NOT_OF_LABELS))
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 
