@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +15,12 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
 from ubmd.reference.base import ReferenceError
+from ubmd.reference.dask_executors import Dask
+from ubmd.reference.labelling import label_structures
+from ubmd.reference.store import LabelStore
 from ubmd.reference.tblite_reference import TBLiteReference
 
 TBLite = pytest.importorskip("tblite.ase").TBLite
@@ -111,3 +118,30 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         InputError, match=r"needs the package tblite, which is not installed; pip install 'ubmd\[xtb\]'"
     ):
         TBLiteReference()
+
+
+@pytest.mark.slow
+def test_labels_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+    """Half way; the labels are those of direct calls, bit by bit, and each is in the store once."""
+    start = bulk("SiC", "zincblende", a=4.4, cubic=True)
+    start.rattle(0.05, seed=3)  # all of the following converge
+    structures = perturb(start, 8, displacement=0.05, strain=0.02, rng=np.random.default_rng(0))
+    store, reference = LabelStore(tmp_path / "labels.db"), TBLiteReference()
+    killed = []
+    with Dask(workers=2) as executor:
+
+        def kill_one(done: int, total: int) -> None:
+            if done >= total // 2 and not killed:
+                killed.append(executor.submit(os.getpid).result())
+                os.kill(killed[0], signal.SIGKILL)
+
+        report = label_structures(structures, reference, store, executor=executor, max_force=None, on_label=kill_one)
+    assert killed
+    assert not report.failed
+    assert (len(report.labelled), report.n_computed, len(store)) == (8, 8, 8)
+    for labelled, atoms in zip(report.labelled, structures, strict=True):
+        direct = atoms.copy()
+        direct.calc = TBLite(method="GFN2-xTB", verbosity=0)
+        assert labelled.info["REF_energy"] == direct.get_potential_energy()
+        assert labelled.arrays["REF_forces"].tobytes() == direct.get_forces().tobytes()
+        np.testing.assert_array_equal(labelled.info["REF_stress"], direct.get_stress(voigt=False))
