@@ -125,3 +125,16 @@ def test_start_from_structures_of_ones_own(
     found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
     nearest = [cell_volumes(found.cell[(found.walker == w) & (found.step == 5)])[0] for w in range(4)]
     np.testing.assert_allclose(nearest, [a.get_volume() for a in first[:4]], rtol=0.01)
+
+
+def test_labels_without_stress_are_refused_beforehand(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("UBMD_CACHE", str(folders[1]))
+    structures = read_labelled(folders[0] / "dataset.extxyz")[:3]
+    del structures[1].info["REF_stress"]
+    write_structures(tmp_path / "mine.extxyz", structures)
+    assert cli.main(["learn", *TINY, f"system.initial={tmp_path / 'mine.extxyz'}"]) == 2
+    assert "a structure of system.initial has a label without REF_stress" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("provenance.json"))

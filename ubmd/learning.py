@@ -24,6 +24,7 @@ from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
 from ubmd.config import build, check_device, plain, set_threads
 from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.io import is_labelled
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
@@ -160,8 +161,7 @@ def _label_initial(run: Run) -> None:
     if run.store.structures(0):
         return
     structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB))
-    known = [a for a in structures if "REF_energy" in a.info and "REF_forces" in a.arrays]
-    unknown = [a for a in structures if not any(a is other for other in known)]
+    known, unknown = [a for a in structures if is_labelled(a)], [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
         # labels belong to the coordinates as the data set's file holds them
         atoms.positions = atoms.positions.round(8)
@@ -348,6 +348,8 @@ def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
     parts.append(f"{kind} force RMSE {force:.3f} eV/Å")
     if metrics.get("coverage") is not None:
         parts.append(f"coverage {metrics['coverage']:.2f}")
+    if run.system.periodic:
+        parts.append(f"volumes {metrics['volume_min_ang3']:.0f} to {metrics['volume_max_ang3']:.0f} Å³")
     if "md_steps" in metrics:
         n = metrics["walkers_stopped_by_uncertainty"]
         parts.append(f"{metrics['md_steps']} MD steps, {n}/{run.exploration.n_walkers} walkers uncertain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.io import is_labelled
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError
@@ -26,6 +27,11 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
         )
     if weight > 0 and not system.periodic:
         raise InputError(f"training.loss.stress={weight} needs a periodic system; set it to 0")
+    if weight > 0 and any(is_labelled(a) and "REF_stress" not in a.info for a in system.given):
+        raise InputError(
+            f"training.loss.stress={weight} needs a stress in every label, but a structure of system.initial has a "
+            "label without REF_stress; add it, remove the label or set training.loss.stress=0"
+        )
     if weight > 0 and not reference.has_stress:
         raise InputError(
             f"training.loss.stress={weight} needs a reference that computes stress, which "

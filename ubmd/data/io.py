@@ -18,6 +18,7 @@ from ubmd.files import replaced
 __all__ = [
     "check_species",
     "check_structure",
+    "is_labelled",
     "read_labelled",
     "read_structures",
     "write_structures",
@@ -83,6 +84,11 @@ def _check_labels(atoms: Atoms, name: str) -> None:
                 raise InputError(f"{name} has a REF_stress of {values.size} numbers; write 9 (3x3, eV/Å³) or 6 (Voigt)")
             full = voigt_6_to_full_3x3_stress(values) if values.size == 6 else values.reshape(3, 3)
             atoms.info[key] = full
+
+
+def is_labelled(atoms: Atoms) -> bool:
+    """Whether a structure carries an energy and forces."""
+    return "REF_energy" in atoms.info and "REF_forces" in atoms.arrays
 
 
 def read_labelled(path: str | Path) -> list[Atoms]:

@@ -106,6 +106,11 @@ class System:
         return bool(self.atoms.pbc.all())
 
     @property
+    def given(self) -> list[Atoms]:
+        """The structures of ``initial``; none without."""
+        return list(self.initial or ())  # pyright: ignore[reportReturnType]
+
+    @property
     def torsion_indices(self) -> NDArray[np.int64]:
         """[n_torsions, 4] atom indices."""
         return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
@@ -113,7 +118,7 @@ class System:
     def initial_structures(self, rng: np.random.Generator) -> list[Atoms]:
         """The structures that a run starts from: those of ``initial``, or ``n_initial`` perturbed ones."""
         if self.initial is not None:
-            return [atoms.copy() for atoms in self.initial]  # pyright: ignore[reportAttributeAccessIssue]
+            return [atoms.copy() for atoms in self.given]
         return perturb(self.atoms, self.n_initial, displacement=self.displacement, strain=self.strain, rng=rng)
 
     def volume_scale(self, n_atoms: int) -> float:
