@@ -138,3 +138,27 @@ def test_labels_without_stress_are_refused_beforehand(
     assert cli.main(["learn", *TINY, f"system.initial={tmp_path / 'mine.extxyz'}"]) == 2
     assert "a structure of system.initial has a label without REF_stress" in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("provenance.json"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "own"),
+    [
+        ("mil53_metadynamics", ["bias.stride=2"]),
+        ("mil53_unbiased", ["dynamics.integrator.pressure=[250,-250]"]),
+        ("mil53_low_volume", []),
+    ],
+)
+def test_experiments_on_mil53(experiment: str, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds with everything tiny; EMT knows the elements, though not the framework."""
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
+    tiny = [f"experiment={experiment}", "reference=ase", "reference.calculator._target_=ase.calculators.emt.EMT"]
+    tiny += [o for o in TINY if not o.startswith(("experiment", "data.test", "bias"))]
+    tiny += ["system.relax=null", "model=gmnn_small", "learning.max_rounds=2", "labelling.max_force=null"]
+    tiny += ["trainer.max_epochs=-1", "trainer.max_steps=5", "dynamics.stopping.max_steps=10", "data.batch_size=4"]
+    assert cli.main(["learn", *tiny, *own]) == 0
+    (run,) = (tmp_path / experiment).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8]
+    assert 650 < rows[0]["volume_min_ang3"] < rows[0]["volume_max_ang3"] < 950
+    found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
+    assert len(np.unique(cell_volumes(found.cell))) == found.n_frames
