@@ -11,8 +11,8 @@ import torch
 from ase import Atoms
 
 from ubmd.data.batch import collate
-from ubmd.dynamics.barostat import in_turn
 from ubmd.dynamics.exploration import Exploration
+from ubmd.dynamics.settings import in_turn
 from ubmd.dynamics.state import initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
 from ubmd.dynamics.walkers import Integrator, MolecularDynamics, run_walkers

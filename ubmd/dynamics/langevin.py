@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ubmd.dynamics.barostat import per_walker
+from ubmd.dynamics.settings import per_walker
 from ubmd.dynamics.state import WalkerState, evaluate
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential

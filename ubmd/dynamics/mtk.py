@@ -14,12 +14,12 @@ from ubmd.dynamics.barostat import (
     check_settings,
     kinetic_tensor,
     lattice_frame,
-    per_walker,
     target_pressure,
     thermal_energy,
     unless_torn,
     without_drift,
 )
+from ubmd.dynamics.settings import per_walker
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
