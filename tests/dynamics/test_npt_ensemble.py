@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from torch import Tensor
 
-from tests.dynamics.npt_toys import advance, last
+from tests.dynamics.npt_toys import AseWalkers, advance, last, started
+from ubmd.analysis.autocorrelation import effective_sample_size
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.dynamics.barostat import allowed
 from ubmd.dynamics.melchionna import Melchionna
@@ -110,3 +112,32 @@ def test_an_ideal_gas_keeps_its_ensemble(kind: str, equilibrated, power: int) ->
     assert abs(found.var() - power) < 4 * power * np.sqrt((2 + 6 / power) / N_GASES)
     twice_kinetic = (end.momenta.square().sum(1) / end.masses).view(N_GASES, -1).sum(1) / (KT * ACCELERATION)
     assert abs(float(twice_kinetic.mean()) - 9) < 4 * np.sqrt(18 / N_GASES)
+
+
+ASE_COPPER = {"mean": (384.954, 0.115), "variance": (28.28, 3.04)}
+"""Å³ and Å⁶ with standard errors, of the volume of 32 atoms at 600 K and no pressure: what
+``scripts/copper_npt_reference.py`` prints, six trajectories of 20 ps by ASE 3.29's EMT and MelchionnaNPT alone."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        Melchionna(5.0, 600.0, 0.0, thermostat_time=30.0, barostat_time=50.0, bulk_modulus=100.0),
+        MTK(5.0, 600.0, 0.0, thermostat_time=50.0, barostat_time=500.0),
+    ],
+)
+def test_copper_has_the_volume_and_fluctuation_that_ase_finds(integrator: Melchionna | MTK) -> None:
+    crystal = bulk("Cu", "fcc", a=3.637, cubic=True).repeat(2)
+    crystals = [crystal.copy() for _ in range(3)]
+    for seed, atoms in enumerate(crystals):
+        atoms.rattle(0.1, seed=seed)  # about the thermal displacements, or the cell would ring for long
+    states = advance(started(crystals, 600.0), AseWalkers(), integrator, 1200)
+    found = np.array([volumes(state) for state in states])[300:].T
+    mean, squares = found.mean(), (found - found.mean()) ** 2
+    for name, value, samples in (("mean", mean, found), ("variance", squares.mean(), squares)):
+        error = samples.std() / np.sqrt(effective_sample_size(list(samples)))
+        expected, its_error = ASE_COPPER[name]
+        print(f"{type(integrator).__name__} {name}: {value:.3f} ± {error:.3f}, ASE {expected} ± {its_error}")
+        assert error < (0.6 if name == "mean" else 0.35 * expected)
+        assert abs(value - expected) < 4 * np.hypot(error, its_error)
