@@ -13,11 +13,13 @@ from ase.calculators.emt import EMT
 
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import write_structures
+from ubmd.data.system import System
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label
 from ubmd.reference.sampling import cached_test_set, sample_perturbed
 from ubmd.reference.store import LabelStore
+from ubmd.seeding import Stage, stage_rng
 
 
 class Counting(ASEReference):
@@ -48,6 +50,15 @@ def test_structures_in_turn_with_the_references_labels(tmp_path: Path) -> None:
         assert atoms.info["REF_energy"] == alone.get_potential_energy()
         np.testing.assert_array_equal(atoms.arrays["REF_forces"], alone.get_forces())
         np.testing.assert_array_equal(atoms.info["REF_stress"], alone.get_stress(voigt=False))
+
+
+def test_test_structures_are_not_those_that_a_run_starts_from(tmp_path: Path) -> None:
+    start = path()[0]
+    system = System(start, n_initial=7, displacement=0.02, strain=0.01)
+    trained = system.initial_structures(stage_rng(3, 0, Stage.PERTURB))
+    tested = sample(tmp_path, structures=start)()
+    distances = [np.abs(a.positions - b.positions).max() for a in trained for b in tested]
+    assert min(distances) > 1e-3
 
 
 def test_file_and_single_structure(tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def sample_perturbed(
     if isinstance(structures, str):
         structures = read_structures(structures)
     originals = structures if isinstance(structures, list) else [structures]
-    rng = np.random.default_rng(seed)
+    # a stream of its own: a run with this seed must not start from its test structures
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     copies = [
         perturb(originals[i % len(originals)], 1, displacement=displacement, strain=strain, rng=rng)[0]
         for i in range(n_structures)
