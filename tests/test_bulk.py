@@ -39,6 +39,8 @@ TINY = [
     "data.test.sample.n_structures=10",
 ]
 
+COPPER = ["system=copper", "reference.calculator._target_=ase.calculators.emt.EMT"]
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -108,7 +110,7 @@ def test_start_from_structures_of_ones_own(
 ) -> None:
     """Labels that they have are kept, others computed, too large ones left out; walkers start from them."""
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("UBMD_CACHE", str(folders[1]))
+    monkeypatch.setenv("UBMD_CACHE", str(tmp_path / "cache"))
     labelled = read_labelled(folders[0] / "dataset.extxyz")[:3]
     labelled[0].info["REF_energy"] += 100.0  # no reference says that
     unlabelled = perturb(bulk("Cu", cubic=True).repeat(2), 2, displacement=0.05, rng=np.random.default_rng(0))
@@ -122,9 +124,37 @@ def test_start_from_structures_of_ones_own(
     assert first[0].info["REF_energy"] == pytest.approx(labelled[0].info["REF_energy"])
     np.testing.assert_allclose(first[3].positions, unlabelled[0].positions, atol=1e-8)
     assert len(LabelStore(run / "labels.db")) == 2 + 4
+    assert not (tmp_path / "cache" / "relaxed").exists(), "what no walker starts from need not be relaxed"
     found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
     nearest = [cell_volumes(found.cell[(found.walker == w) & (found.step == 5)])[0] for w in range(4)]
     np.testing.assert_allclose(nearest, [a.get_volume() for a in first[:4]], rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([*COPPER, "bias=stress"], "bias.tau_stress=0.5 needs dynamics that move the cell; choose dynamics=npt"),
+        (["experiment=bulk_demo", "labelling.max_force=-1"], "labelling.max_force=-1 must be a positive force"),
+    ],
+)
+def test_refused_before_anything_is_labelled(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("UBMD_CACHE", str(tmp_path / "cache"))
+    assert cli.main(["learn", "logger=csv", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_cache_may_move(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UBMD_RUNS", str(folders[0].parent.parent))
+    monkeypatch.setenv("UBMD_CACHE", str(tmp_path))
+    assert cli.main(["learn", *TINY, "+system.phases.small=[0,363]", "+system.phases.big=[364,inf]"]) == 0
 
 
 def test_labels_without_stress_are_refused_beforehand(

@@ -50,7 +50,12 @@ __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug", *NOT_OF_LABELS, *(f"data.test.sample.{part}" for part in NOT_OF_LABELS))
+CACHED = ("system.relax.folder", "data.test.path", "data.test.sample.labels")
+"""Where things are kept that tell themselves what they are."""
+MAY_DIFFER = (
+    *("paths", "logger", "debug", *CACHED, *NOT_OF_LABELS),
+    *(f"data.test.sample.{part}" for part in NOT_OF_LABELS),
+)
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 
@@ -91,6 +96,7 @@ def learn(cfg: DictConfig) -> float | None:
         try:
             run = _prepare(cfg, progress, loggers)
             stack.enter_context(run.executor)
+            run = _relaxed(run)
             _label_initial(run)
             for index in range(len(run.store.records()), 10**6):
                 structures = run.store.structures(index)
@@ -140,20 +146,21 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
-    if system.relax is not None and not store.records():
-        system = _relaxed(system, reference, progress)
     return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
 
 
-def _relaxed(system: System, reference: Reference, progress: RunProgress) -> System:
-    """The system with its structure relaxed by the reference."""
-    assert system.relax is not None
-    with progress.stage("relaxation") as stage:
+def _relaxed(run: Run) -> Run:
+    """The run with its structure relaxed by the reference, if it is still to start from that."""
+    system = run.system
+    if system.relax is None or system.initial is not None or run.store.records():
+        return run
+    with run.progress.stage("relaxation") as stage:
 
         def show(steps: int, force: float) -> None:
             stage.update(steps, detail=f"largest force {force:.3f} eV/Å")
 
-        return replace(system, structure=system.relax(system.atoms, reference, on_step=show))
+        structure = system.relax(system.atoms, run.reference, executor=run.executor, on_step=show)
+    return replace(run, system=replace(system, structure=structure))
 
 
 def _label_initial(run: Run) -> None:

@@ -10,6 +10,7 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError
 from ubmd.reference.base import Reference
+from ubmd.reference.labelling import check_max_force
 from ubmd.seeding import Stage, stage_rng
 from ubmd.training.fit import trainer_limits
 
@@ -20,6 +21,7 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
     """Whether the potential learns stress; refuses what this cannot go with."""
     weight = cfg.training.loss.stress
     exploration.check_periodic(system.atoms, "system.structure")
+    exploration.check_bias_stress(cfg.bias.get("tau_stress", 0.0))
     if exploration.needs_stress and not weight > 0:
         raise InputError(
             f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
@@ -43,6 +45,7 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
 def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
     """Refuses numbers that are out of range or do not go together."""
     stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
+    check_max_force(cfg.labelling.max_force)
     learning = cfg.learning
     for name in ("max_structures", "batch_size"):
         if learning[name] < 1:
@@ -67,7 +70,6 @@ def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
 
 def check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
     """Refuses, beforehand, a trainer whose shortest fit, the last one, would end before its first validation."""
-    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
     learning = cfg.learning
     largest = learning.max_structures
     if learning.max_rounds is not None:

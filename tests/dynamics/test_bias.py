@@ -174,9 +174,14 @@ def test_eq_8_against_a_plain_loop(parts: Parts) -> None:
 
 @pytest.mark.parametrize("kind", [BiasedPotential, SpeciesBalancedBias])
 def test_stress_window(parts: Parts, kind: type[BiasedPotential]) -> None:
-    """Eq. 8 for stresses has a window of its own, and the volume cancels."""
+    """Eq. 8 for stresses has a window of its own; it holds stresses, of cells that grow, and not strain derivatives."""
     biased = kind(*parts, tau=0.0, tau_stress=0.5, window=3)
-    batches = [batch_of(crystals(2, seed)) for seed in range(5)]
+    batches = []
+    for seed in range(5):
+        structures = crystals(2, seed)
+        for atoms in structures:
+            atoms.set_cell((1 + 0.03 * seed) * np.asarray(atoms.cell), scale_atoms=True)
+        batches.append(batch_of(structures))
     memory, stresses, slopes = None, [], []
     for step, batch in enumerate(batches):
         prediction = biased(batch, memory)

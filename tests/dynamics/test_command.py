@@ -204,6 +204,12 @@ def test_constant_pressure(here: Path, dynamics: str, monkeypatch: pytest.Monkey
     assert frames[-1].pbc.all()
 
 
+def test_bias_stress_needs_constant_pressure(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write("cell.xyz", crystal())
+    assert md("bias.tau_stress=0.5", structure="cell.xyz") == 2
+    assert "bias.tau_stress=0.5 needs dynamics that move the cell" in capsys.readouterr().err
+
+
 def test_built_in_system(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A structure that a function makes; this one holds an element that the potential does not know."""
     arguments = ["md", "potential=model.ckpt", "system=ala2", *SHORT]

@@ -15,6 +15,7 @@ from ubmd.data.io import read_labelled
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, ReferenceError
+from ubmd.reference.executors import Serial
 from ubmd.reference.relaxation import ReferenceCalculator, Relaxation
 from ubmd.reference.store import LabelStore
 
@@ -31,6 +32,16 @@ class Counting(ASEReference):
             raise KeyboardInterrupt
         self.n += 1
         return super().compute(atoms)
+
+
+class Elsewhere(Serial):
+    """Counts what is handed to it."""
+
+    n = 0
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.n += 1
+        return super().submit(fn, *args, **kwargs)
 
 
 class Failing(Counting):
@@ -120,6 +131,21 @@ def test_interrupted_relaxation_pays_no_label_twice(tmp_path: Path) -> None:
     assert broken.n == 5
     assert resumed.n == whole.n - 5
     np.testing.assert_array_equal(found.positions, expected.positions)
+
+
+def test_every_label_is_the_executors(tmp_path: Path) -> None:
+    reference, executor = Counting(), Elsewhere()
+    Relaxation(tmp_path)(strained(), reference, executor=executor)
+    assert executor.n == reference.n > 1
+
+
+def test_crystal_needs_a_stress(tmp_path: Path) -> None:
+    reference = Counting()
+    reference.has_stress = False
+    with pytest.raises(InputError, match=r"system\.relax: Counting computes no stress"):
+        Relaxation(tmp_path)(strained(), reference)
+    assert reference.n == 0
+    Relaxation(tmp_path, fmax=1.0)(molecule("H2O"), reference)
 
 
 def test_steps_are_told(tmp_path: Path) -> None:

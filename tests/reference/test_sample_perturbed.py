@@ -16,7 +16,8 @@ from ubmd.data.io import write_structures
 from ubmd.data.system import System
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
-from ubmd.reference.base import Label
+from ubmd.reference.base import Label, UnfinishedError
+from ubmd.reference.executors import Serial
 from ubmd.reference.sampling import cached_test_set, sample_perturbed
 from ubmd.reference.store import LabelStore
 from ubmd.seeding import Stage, stage_rng
@@ -27,6 +28,20 @@ class Counting(ASEReference):
 
     def compute(self, atoms: Atoms) -> Label:
         type(self).n += 1
+        return super().compute(atoms)
+
+
+class Breaking(Counting):
+    """Breaks off at one of the calls, whose number is not part of its labels' name."""
+
+    def __init__(self, at: int):
+        super().__init__(EMT())
+        self.at = at
+
+    def compute(self, atoms: Atoms) -> Label:
+        self.at -= 1
+        if self.at == 0:
+            raise UnfinishedError("the disk is full")
         return super().compute(atoms)
 
 
@@ -85,6 +100,16 @@ def test_cached_with_all_that_determines_it(tmp_path: Path) -> None:
         assert Counting.n > before
     cached_test_set(file, sample(tmp_path))  # from the store of labels
     assert Counting.n == len(LabelStore(tmp_path / "labels.db"))
+
+
+def test_what_came_to_no_end_is_not_left_out(tmp_path: Path) -> None:
+    whole = sample(tmp_path, labels=str(tmp_path / "whole.db"))()
+    with pytest.raises(InputError, match=r"1 of 7 labels of the test set came to no end \(the disk is full\)"):
+        sample(tmp_path, reference=Breaking(3), executor=Serial(retries=0))()
+    before = Breaking.n
+    again = sample(tmp_path, reference=Breaking(0))()
+    assert Breaking.n == before + 1
+    assert [a.info["REF_energy"] for a in again] == [a.info["REF_energy"] for a in whole]
 
 
 def test_bad_input(tmp_path: Path) -> None:

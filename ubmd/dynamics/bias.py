@@ -155,8 +155,7 @@ class BiasedPotential(nn.Module):
             bias_energy = -tau * followed
             tau = tau.to(slope)
         if stress is not None and self.tau_stress > 0:
-            # in terms of dE/deps and du/deps: the volume cancels in the ratio
-            squares = torch.stack([_square(strain), _square(strain_slope)], dim=1)
+            squares = torch.stack([_square(stress), _square(strain_slope / batch.volume[:, None, None])], dim=1)
             tau_stress, memory = self._rescaled(self.tau_stress, STRESS_WINDOW, squares, memory)
             strength = tau_stress[:, None, None]
             change = torch.where(strength == 0, 0.0, strength * strain_slope).to(strain)

@@ -89,6 +89,13 @@ class Explorer:
                 f"pbc={atoms.pbc.tolist()}; choose dynamics=langevin"
             )
 
+    def check_bias_stress(self, tau_stress: float) -> None:
+        """Raises InputError for a bias stress where steps do not depend on the stress: it would do nothing."""
+        if tau_stress > 0 and not self.needs_stress:
+            raise InputError(
+                f"bias.tau_stress={tau_stress} needs dynamics that move the cell; choose dynamics=npt or set it to 0"
+            )
+
     @property
     def max_candidates(self) -> int:
         """The most candidates that a round can have."""

@@ -15,7 +15,7 @@ from ubmd.errors import InputError
 from ubmd.progress import run_progress
 from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
-from ubmd.reference.labelling import LabelReport
+from ubmd.reference.labelling import LabelReport, check_max_force
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import RoundStore
 
@@ -39,8 +39,7 @@ def label(cfg: DictConfig) -> None:
     if cfg.get("logger"):
         raise InputError("logger: `ubmd label` logs to no logger, its results are in labelled.extxyz; leave it out")
     limit = cfg.labelling.max_force
-    if limit is not None and (isinstance(limit, str) or not limit > 0):
-        raise InputError(f"labelling.max_force={limit} must be a positive force in eV/Å, or null for no limit")
+    check_max_force(limit)
     reference: Reference = build(cfg, "reference")
     executor: LabelExecutor = build(cfg, "executor")
     executor.check(reference)

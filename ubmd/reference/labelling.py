@@ -71,8 +71,7 @@ def label_structures(
         InputError: ``max_force`` is not positive, the reference refuses this kind of structure, or not one of
             the computations came to an end.
     """
-    if max_force is not None and not max_force > 0:
-        raise InputError(f"max_force: {max_force} eV/Å is not positive; give a positive limit or null for none")
+    check_max_force(max_force)
     fingerprint = reference.fingerprint()
     keys = [label_key(atoms, fingerprint) for atoms in structures]
     results: dict[str, Label | Failure | _Unfinished] = {}
@@ -101,6 +100,12 @@ def label_structures(
             "then start the same command again"
         )
     return _sorted(structures, [results[key] for key in keys], max_force, len(todo))
+
+
+def check_max_force(limit: object) -> None:
+    """Raises InputError for a limit on forces that is neither None nor a positive number."""
+    if limit is not None and (not isinstance(limit, int | float) or not limit > 0):
+        raise InputError(f"labelling.max_force={limit} must be a positive force in eV/Å, or null for no limit")
 
 
 def _computed(

@@ -19,6 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.reference.base import Reference, ReferenceError
+from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
@@ -35,20 +36,21 @@ class ReferenceCalculator(Calculator):
     Args:
         reference: computes energy, forces and, for crystals, the stress.
         store: of the labels.
+        executor: where labels are computed, which is open; None: in this process.
     """
 
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012  (as ASE declares it)
 
-    def __init__(self, reference: Reference, store: LabelStore):
+    def __init__(self, reference: Reference, store: LabelStore, executor: LabelExecutor | None = None):
         super().__init__()
-        self.reference, self.store = reference, store
+        self.reference, self.store, self.executor = reference, store, executor
 
     def calculate(
         self, atoms: Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        report = label_structures([self.atoms], self.reference, self.store, max_force=None)
+        report = label_structures([self.atoms], self.reference, self.store, executor=self.executor, max_force=None)
         if report.failed:
             raise ReferenceError(report.failed[0][1])
         (labelled,) = report.labelled
@@ -81,21 +83,34 @@ class Relaxation:
                 raise InputError(f"system.relax.{name}={getattr(self, name)} must be positive")
 
     def __call__(
-        self, atoms: Atoms, reference: Reference, *, on_step: Callable[[int, float], None] | None = None
+        self,
+        atoms: Atoms,
+        reference: Reference,
+        *,
+        executor: LabelExecutor | None = None,
+        on_step: Callable[[int, float], None] | None = None,
     ) -> Atoms:
         """The relaxed structure, with its label.
 
         Args:
             atoms: where to start; left as it is.
             reference: to relax with.
+            executor: where labels are computed, which is open; None: in this process.
             on_step: called after each step with the number of steps and the largest force in eV/Å.
 
         Raises:
             InputError: the reference fails, gives no stress for a crystal, or the limit of steps is reached.
         """
+        if atoms.pbc.all() and not reference.has_stress:
+            raise InputError(
+                f"system.relax: {type(reference).__name__} computes no stress, which a crystal's cell is relaxed by; "
+                "choose another reference or set system.relax=null"
+            )
         file = self.file(atoms, reference)
         if not file.exists():
-            write_structures(file, [self._relaxed(atoms, reference, on_step)])
+            store = LabelStore(Path(self.folder) / "labels.db")
+            calculator = ReferenceCalculator(reference, store, executor)
+            write_structures(file, [self._relaxed(atoms, calculator, on_step)])
         return read_labelled(file)[0]
 
     def file(self, atoms: Atoms, reference: Reference) -> Path:
@@ -106,10 +121,11 @@ class Relaxation:
             digest.update(np.ascontiguousarray(values).tobytes())
         return Path(self.folder) / f"{atoms.get_chemical_formula()}-{digest.hexdigest()[:12]}.extxyz"
 
-    def _relaxed(self, atoms: Atoms, reference: Reference, on_step: Callable[[int, float], None] | None) -> Atoms:
+    def _relaxed(
+        self, atoms: Atoms, calculator: ReferenceCalculator, on_step: Callable[[int, float], None] | None
+    ) -> Atoms:
         moving = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        store = LabelStore(Path(self.folder) / "labels.db")
-        moving.calc = ReferenceCalculator(reference, store)
+        moving.calc = calculator
         target = FrechetCellFilter(moving, exp_cell_factor=CELL_FACTOR) if moving.pbc.all() else moving
         optimiser = BFGS(target, logfile=None)  # pyright: ignore[reportArgumentType]
         largest = np.nan
@@ -126,4 +142,4 @@ class Relaxation:
                 "system.relax.max_steps (what was computed is kept) or system.relax.fmax"
             )
         moving.calc = None
-        return label_structures([moving], reference, store, max_force=None).labelled[0]
+        return label_structures([moving], calculator.reference, calculator.store, max_force=None).labelled[0]

@@ -134,7 +134,7 @@ def sample_perturbed(
         ``info['REF_stress']``.
 
     Raises:
-        InputError: there is nothing to label, or no copy could be labelled.
+        InputError: there is nothing to label, a label came to no end, or no copy could be labelled.
     """
     if not n_structures > 0:
         raise InputError(f"n_structures: {n_structures} is not positive; give a positive value")
@@ -149,15 +149,21 @@ def sample_perturbed(
     ]
     for atoms in copies:
         atoms.positions = np.round(atoms.positions, _DECIMALS)
-    place = executor or Serial()
+    place, store = executor or Serial(), LabelStore(labels)
     with run_progress() as progress, progress.stage("test set labels", len(copies)) as stage, place:
         report = label_structures(
             copies,
             reference,
-            LabelStore(labels),
+            store,
             executor=place,
             max_force=max_force,
             on_label=lambda done, total: stage.update(done, total),
+        )
+    unfinished = [reason for atoms, reason in report.failed if store.get(atoms, reference.fingerprint()) is None]
+    if unfinished:  # which structures a test set has must not be a matter of luck
+        raise InputError(
+            f"reference: {len(unfinished)} of {len(copies)} labels of the test set came to no end ({unfinished[0]}); "
+            "start the same command again, the others are kept"
         )
     if not report.labelled:
         reason = [*report.rejected, *report.failed][0][1]
