@@ -192,6 +192,18 @@ def test_nested_classes() -> None:
     ]
 
 
+def test_where_labels_were_computed_makes_no_setting() -> None:
+    cp2k = {"_target_": "ubmd.reference.cp2k.CP2KReference", "cutoff_ry": 400}
+    places = [
+        {"reference": cp2k | {"command": "cp2k.psmp -s"}, "executor": {"_target_": "Serial", "retries": 1}},
+        {"reference": cp2k | {"command": "mpirun cp2k.psmp -s"}, "executor": {"_target_": "Slurm", "jobs": 4}},
+        {"reference": cp2k | {"cutoff_ry": 1000}},
+    ]
+    compared = compare_runs(result(configuration(seed, **place)) for seed, place in enumerate(places))
+    assert compared.columns == ("reference.cutoff_ry",)
+    assert [len(setting.runs) for setting in compared.settings] == [2, 1]
+
+
 def test_order_and_what_makes_no_setting() -> None:
     found = compare_runs(result(configuration(0, tau)) for tau in (10.0, 0.25, 2))
     assert [s.values for s in found.settings] == [("0.25",), ("2",), ("10",)]

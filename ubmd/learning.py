@@ -52,10 +52,7 @@ log = logging.getLogger(__name__)
 
 CACHED = ("system.relax.folder", "data.test.path", "data.test.sample.labels")
 """Where things are kept that tell themselves what they are."""
-MAY_DIFFER = (
-    *("paths", "logger", "debug", *CACHED, *NOT_OF_LABELS),
-    *(f"data.test.sample.{part}" for part in NOT_OF_LABELS),
-)
+MAY_DIFFER = ("paths", "logger", "debug", *CACHED, *NOT_OF_LABELS)
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ubmd.reference.base import NOT_OF_LABELS
+
 __all__ = [
     "METRICS",
     "Comparison",
@@ -27,7 +29,7 @@ __all__ = [
 
 Row = Mapping[str, float | int | None]
 
-SAME_FOR_ALL = ("seed", "name", "paths", "logger", "debug", "hydra", "provenance")
+SAME_FOR_ALL = ("seed", "name", "paths", "logger", "debug", "hydra", "provenance", *NOT_OF_LABELS)
 """Parts of a configuration that make no setting of their own."""
 
 
@@ -155,7 +157,7 @@ def compare_runs(runs: Iterable[RunResult]) -> Comparison:
     Rows are in the order of the columns' values where these are numbers, else in that of the runs.
     """
     runs = list(runs)
-    flat = [_flatten({k: v for k, v in run.config.items() if k not in SAME_FOR_ALL}) for run in runs]
+    flat = [_setting(run.config) for run in runs]
     groups: dict[tuple[tuple[str, Any], ...], dict[Any, RunResult]] = {}
     repeated: list[str] = []
     configs: list[dict[str, Any]] = []
@@ -180,6 +182,12 @@ def compare_runs(runs: Iterable[RunResult]) -> Comparison:
     explored = [explored_against_steps(run.rounds, name) for run in runs for name in EXPLORED]
     steps = min((int(curve[-1, 0]) for curve in explored if len(curve)), default=None)
     return Comparison(tuple(columns), along, tuple(settings[i] for i in order), tuple(repeated), steps)
+
+
+def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run's setting, by dotted key."""
+    flat = _flatten(config)
+    return {k: v for k, v in flat.items() if not any(f"{k}.".startswith(f"{part}.") for part in SAME_FOR_ALL)}
 
 
 _ABSENT = object()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
 """A value that JSON can hold."""
 
-
-NOT_OF_LABELS = ("executor", "reference.command", "reference.scratch", "reference.threads")
+_MEANS = ("executor", "reference.command", "reference.scratch", "reference.threads")
+NOT_OF_LABELS = (*_MEANS, *(f"data.test.sample.{part}" for part in _MEANS))
 """Parts of a configuration that say how and where labels are computed, not what they are."""
 
 
