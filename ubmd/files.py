@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replaced"]
+__all__ = ["locked", "replaced"]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that make the same file waiting, so that one of them does the work for all.
+
+    Look for the file (again) inside the block. The lock, ``.<name>.lock`` beside ``path``, ends with the process that
+    holds it, however that ends. Where a file system has no locks the block runs all the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

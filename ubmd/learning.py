@@ -34,6 +34,7 @@ from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
+from ubmd.reference.labelling import within_limit
 from ubmd.reference.store import LabelStore
 from ubmd.rounds import INITIAL, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
@@ -117,7 +118,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     system: System = build(cfg, "system")
     exploration: Explorer = build(cfg, "dynamics")
     check_sizes(cfg, system, exploration)
-    build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
+    exploration.check_bias(build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
     for part in ("calibration.atomic", "calibration.total"):
         build(cfg, part)
     model = build(cfg, "model")(species=system.symbols)
@@ -165,7 +166,7 @@ def _label_initial(run: Run) -> None:
     if run.store.structures(0):
         return
     structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB))
-    known, unknown = [a for a in structures if is_labelled(a)], [a for a in structures if not is_labelled(a)]
+    unknown = [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
         # labels belong to the coordinates as the data set's file holds them
         atoms.positions = atoms.positions.round(8)
@@ -178,11 +179,12 @@ def _label_initial(run: Run) -> None:
         progress=run.progress,
         title="initial labels",
     )
-    for _, reason in [*report.rejected, *report.failed]:
+    known, refused = within_limit([a for a in structures if is_labelled(a)], run.cfg.labelling.max_force)
+    reasons = [reason for _, reason in [*refused, *report.rejected, *report.failed]]
+    for reason in reasons:
         log.warning("initial structure rejected: %s", reason)
     labelled = [*known, *report.labelled]
     if len(labelled) < 2:
-        reasons = [reason for _, reason in [*report.rejected, *report.failed]]
         raise InputError(
             f"only {len(labelled)} of {len(structures)} initial structures could be labelled "
             f"({reasons[0]}); check reference, system.displacement and labelling.max_force"

@@ -21,7 +21,6 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
     """Whether the potential learns stress; refuses what this cannot go with."""
     weight = cfg.training.loss.stress
     exploration.check_periodic(system.atoms, "system.structure")
-    exploration.check_bias_stress(cfg.bias.get("tau_stress", 0.0))
     if exploration.needs_stress and not weight > 0:
         raise InputError(
             f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
@@ -58,9 +57,10 @@ def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
             f"{exploration.max_candidates} candidates; use more walkers, a longer dynamics.stopping.max_steps "
             "or a smaller batch"
         )
-    if learning.max_structures < system.n_initial:
+    if learning.max_structures < system.n_start:
         raise InputError(
-            f"learning.max_structures={learning.max_structures} is below system.n_initial={system.n_initial}; raise it"
+            f"learning.max_structures={learning.max_structures} is below the {system.n_start} structures that the run "
+            "starts from; raise it or lower system.n_initial"
         )
     if learning.warm_start is not None and not 0 < learning.warm_start <= 1:
         raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
@@ -73,6 +73,6 @@ def check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule
     learning = cfg.learning
     largest = learning.max_structures
     if learning.max_rounds is not None:
-        largest = min(largest, system.n_initial + (learning.max_rounds - 1) * learning.batch_size)
+        largest = min(largest, system.n_start + (learning.max_rounds - 1) * learning.batch_size)
     n_train = max(int((1 - datamodule.validation_fraction) * largest), 1)
     trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)

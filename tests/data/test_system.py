@@ -105,15 +105,29 @@ def test_initial_structures_from_a_file_below_a_volume(tmp_path: Path) -> None:
     write_structures(path, structures)
     system = System(bulk("Cu", cubic=True), initial=str(path), max_volume=50.0)
     found = system.initial_structures(np.random.default_rng(0))
-    np.testing.assert_allclose([a.get_volume() for a in found], [40.0, 44.0, 49.9])
-    assert system.n_initial == 3
-    assert found[1].info["REF_energy"] == 1.5
-    np.testing.assert_array_equal(found[1].arrays["REF_forces"], 1.0)
+    volumes = [a.get_volume() for a in found]
+    np.testing.assert_allclose(sorted(volumes), [40.0, 44.0, 49.9])
+    assert system.n_start == 3
+    labelled = found[int(np.argsort(volumes)[1])]
+    assert labelled.info["REF_energy"] == 1.5
+    np.testing.assert_array_equal(labelled.arrays["REF_forces"], 1.0)
+
+
+def test_initial_structures_are_drawn_where_there_are_more() -> None:
+    given = cubes(*np.linspace(40, 60, 20))
+    system = System(bulk("Cu", cubic=True), initial=given, n_initial=5)
+    drawn = [[a.get_volume() for a in system.initial_structures(np.random.default_rng(s))] for s in (0, 0, 1)]
+    assert len(set(drawn[0])) == system.n_start == 5
+    assert drawn[0] == drawn[1] != drawn[2]
+    whole = System(bulk("Cu", cubic=True), initial=given, n_initial=50)
+    volumes = [a.get_volume() for a in whole.initial_structures(np.random.default_rng(0))]
+    assert sorted(volumes) == [a.get_volume() for a in given] != volumes
+    assert System(bulk("Cu", cubic=True)).n_start == 8
 
 
 def test_volumes_of_supercells_count_per_atom() -> None:
     system = System(bulk("Cu", cubic=True), initial=cubes(40.0, 60.0, 44.0, repeat=2), max_volume=50.0)
-    assert system.n_initial == 2
+    assert system.n_start == 2
     assert system.volume_scale(8) == 0.5
 
 

@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -107,7 +109,7 @@ def test_cache_is_honoured_and_settings_are_compared(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a.positions, b.positions)
         assert a.info == b.info
         np.testing.assert_allclose(a.arrays["REF_forces"], b.arrays["REF_forces"], atol=1e-8)
-    assert [p.name for p in path.parent.iterdir()] == ["test.extxyz"]
+    assert {p.name for p in path.parent.iterdir()} == {"test.extxyz", ".test.extxyz.lock"}
 
     written = path.stat()
     # The same settings, said in another way.
@@ -121,6 +123,20 @@ def test_cache_is_honoured_and_settings_are_compared(tmp_path, monkeypatch):
     assert len(read(path, index=":")) == 3
 
 
+def test_of_two_that_want_a_test_set_one_samples(tmp_path):
+    sampled = []
+
+    def slow(seed: int) -> list[Atoms]:
+        sampled.append(seed)
+        time.sleep(0.5)
+        return sample_ff19sb(2, duration_ps=1.0, seed=seed)
+
+    with ThreadPoolExecutor(2) as pool:  # locks of two open files, as those of two processes
+        found = list(pool.map(cached_test_set, [tmp_path / "test.extxyz"] * 2, [partial(slow, 1)] * 2))
+    assert sampled == [1]
+    assert digest(found[0]) == digest(found[1])
+
+
 def test_a_failed_sampling_leaves_the_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "test.extxyz"
     cached_test_set(path, partial(sample_ff19sb, 2, duration_ps=1.0, seed=1))
@@ -129,11 +145,11 @@ def test_a_failed_sampling_leaves_the_file_alone(tmp_path, monkeypatch):
     def broken(*_args, **_kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(sampling.os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         cached_test_set(path, partial(sample_ff19sb, 2, duration_ps=1.0, seed=2))
     assert path.read_bytes() == content
-    assert [p.name for p in tmp_path.iterdir()] == ["test.extxyz"]
+    assert {p.name for p in tmp_path.iterdir()} == {"test.extxyz", ".test.extxyz.lock"}
 
 
 @pytest.mark.parametrize("content", ["", "not a structure\n", None], ids=["empty", "text", "other"])

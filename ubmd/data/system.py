@@ -36,8 +36,8 @@ class System:
         initial: structures that a run starts from, or the path of their file; those with labels keep them. The
             first round's walkers start from them too. None perturbs ``structure``.
         max_volume: those of ``initial`` with a larger volume are left out, Å³.
-        n_initial: number of randomly perturbed structures that are labelled before the first round; with
-            ``initial`` the number of those.
+        n_initial: number of structures that a run starts from: randomly perturbed ones, or of ``initial``, drawn at
+            random where there are more. None: 8 perturbed ones, or all of ``initial``.
         displacement: half-width of the perturbation of each coordinate, Å (Eq. 32).
         strain: half-width of the perturbation of the cell (Eqs. 33, 34); 0 keeps it.
 
@@ -52,7 +52,7 @@ class System:
     relax: Relaxation | None = None
     initial: Sequence[Atoms] | str | None = None
     max_volume: float | None = None
-    n_initial: int = 8
+    n_initial: int | None = None
     displacement: float = 0.02
     strain: float = 0.0
 
@@ -65,7 +65,7 @@ class System:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
         species_numbers(self.symbols)
         check_species([self.atoms], self.symbols, "system.structure")
-        if self.n_initial < 2:
+        if self.n_initial is not None and self.n_initial < 2:
             raise InputError(
                 f"system.n_initial={self.n_initial} leaves nothing to train on or to calibrate with; use at least 2"
             )
@@ -88,7 +88,6 @@ class System:
                 )
         if self.initial is not None:
             object.__setattr__(self, "initial", self._initial())
-            object.__setattr__(self, "n_initial", len(self.initial))
 
     @property
     def atoms(self) -> Atoms:
@@ -111,15 +110,23 @@ class System:
         return list(self.initial or ())  # pyright: ignore[reportReturnType]
 
     @property
+    def n_start(self) -> int:
+        """Number of structures that a run starts from."""
+        if self.initial is None:
+            return self.n_initial or 8
+        return min(self.n_initial or len(self.given), len(self.given))
+
+    @property
     def torsion_indices(self) -> NDArray[np.int64]:
         """[n_torsions, 4] atom indices."""
         return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
 
     def initial_structures(self, rng: np.random.Generator) -> list[Atoms]:
-        """The structures that a run starts from: those of ``initial``, or ``n_initial`` perturbed ones."""
+        """The structures that a run starts from: of ``initial`` in random order, or perturbed ones."""
         if self.initial is not None:
-            return [atoms.copy() for atoms in self.given]
-        return perturb(self.atoms, self.n_initial, displacement=self.displacement, strain=self.strain, rng=rng)
+            # in the order of a file, the first walkers might all start from its smallest cells
+            return [self.given[i].copy() for i in rng.permutation(len(self.given))[: self.n_start]]
+        return perturb(self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng)
 
     def volume_scale(self, n_atoms: int) -> float:
         """Factor that turns the volume of a cell with ``n_atoms`` atoms into one comparable with ``phases``."""

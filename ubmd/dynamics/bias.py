@@ -85,6 +85,11 @@ class BiasedPotential(nn.Module):
         """Cutoff of the unbiased potential, Å."""
         return self.potential.cutoff
 
+    @property
+    def acts_on_cell(self) -> str | None:
+        """The option by which this bias acts on the cell, if it does."""
+        return f"bias.tau_stress={self.tau_stress:g}" if self.tau_stress > 0 else None
+
     def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         """Predicts a batch of walkers.
 

@@ -51,7 +51,7 @@ def run_md(cfg: DictConfig) -> None:
     trained = load_potential(str(cfg.potential), device=device)
     parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
     potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
-    exploration.check_bias_stress(cfg.bias.get("tau_stress", 0.0))
+    exploration.check_bias(potential)
     starts = _starts(cfg, trained)
     exploration.check_periodic(starts[0], "structure 0")
     folder = Path(cfg.paths.run)

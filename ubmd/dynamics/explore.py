@@ -89,12 +89,11 @@ class Explorer:
                 f"pbc={atoms.pbc.tolist()}; choose dynamics=langevin"
             )
 
-    def check_bias_stress(self, tau_stress: float) -> None:
-        """Raises InputError for a bias stress where steps do not depend on the stress: it would do nothing."""
-        if tau_stress > 0 and not self.needs_stress:
-            raise InputError(
-                f"bias.tau_stress={tau_stress} needs dynamics that move the cell; choose dynamics=npt or set it to 0"
-            )
+    def check_bias(self, bias: object) -> None:
+        """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing."""
+        acting = getattr(bias, "acts_on_cell", None)
+        if acting is not None and not self.needs_stress:
+            raise InputError(f"{acting} needs dynamics that move the cell; choose dynamics=npt")
 
     @property
     def max_candidates(self) -> int:

@@ -117,6 +117,12 @@ class Metadynamics(nn.Module):
         """Cutoff of the potential below the hills, Å."""
         return self.base.cutoff
 
+    @property
+    def acts_on_cell(self) -> str | None:
+        """The option by which this bias acts on the cell, if it does."""
+        acting = [type(variable).__name__ for variable in self.variables if variable.of_cell]
+        return f"bias.variables with {acting[0]}" if acting else None
+
     def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         """Predicts a batch of walkers with the hills of their memory, then adds the new ones to it.
 

@@ -22,6 +22,9 @@ class CollectiveVariables(nn.Module):
         periods: [d]; infinite for a variable that is not periodic.
     """
 
+    of_cell = False
+    """Whether they depend on the cell alone."""
+
     def __init__(self, widths: Sequence[float], periods: Sequence[float]):
         super().__init__()
         self.widths, self.periods = tuple(widths), tuple(periods)
@@ -79,6 +82,8 @@ class Volume(CollectiveVariables):
         width: of a hill, Å³.
     """
 
+    of_cell = True
+
     def __init__(self, width: float = 20.0):
         super().__init__([_positive("width", width)], [math.inf])
 
@@ -97,6 +102,7 @@ class CellLengths(CollectiveVariables):
         width: of a hill, Å.
     """
 
+    of_cell = True
     axes: Tensor
 
     def __init__(self, axes: Sequence[int] = (0, 1, 2), width: float = 0.2):

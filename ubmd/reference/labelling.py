@@ -6,7 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -154,15 +154,24 @@ def _sorted(
     report = LabelReport(n_computed=n_computed)
     for atoms, result in zip(structures, results, strict=True):
         if isinstance(result, Label):
-            largest = float(np.linalg.norm(result.forces, axis=1).max(initial=0.0))
-            if max_force is not None and largest > max_force:
-                reason = f"force of {largest:.1f} eV/Å exceeds the limit of {max_force:g} eV/Å"
-                report.rejected.append((with_label(atoms, result), reason))
-            else:
-                report.labelled.append(with_label(atoms, result))
+            report.labelled.append(with_label(atoms, result))
         else:
             report.failed.append((_without_label(atoms), result.message))
-    return report
+    labelled, rejected = within_limit(report.labelled, max_force)
+    return replace(report, labelled=labelled, rejected=rejected)
+
+
+def within_limit(labelled: Sequence[Atoms], max_force: float | None) -> tuple[list[Atoms], list[tuple[Atoms, str]]]:
+    """Labelled structures whose forces do not exceed ``max_force`` (eV/Å, None: no limit), and the others with why."""
+    kept: list[Atoms] = []
+    rejected: list[tuple[Atoms, str]] = []
+    for atoms in labelled:
+        largest = float(np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max(initial=0.0))
+        if max_force is not None and largest > max_force:
+            rejected.append((atoms, f"force of {largest:.1f} eV/Å exceeds the limit of {max_force:g} eV/Å"))
+        else:
+            kept.append(atoms)
+    return kept, rejected
 
 
 def with_label(atoms: Atoms, label: Label) -> Atoms:

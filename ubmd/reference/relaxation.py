@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
+from ubmd.files import locked
 from ubmd.reference.base import Reference, ReferenceError
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import label_structures
@@ -108,9 +109,11 @@ class Relaxation:
             )
         file = self.file(atoms, reference)
         if not file.exists():
-            store = LabelStore(Path(self.folder) / "labels.db")
-            calculator = ReferenceCalculator(reference, store, executor)
-            write_structures(file, [self._relaxed(atoms, calculator, on_step)])
+            with locked(file):
+                if not file.exists():
+                    store = LabelStore(Path(self.folder) / "labels.db")
+                    calculator = ReferenceCalculator(reference, store, executor)
+                    write_structures(file, [self._relaxed(atoms, calculator, on_step)])
         return read_labelled(file)[0]
 
     def file(self, atoms: Atoms, reference: Reference) -> Path:

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import os
-import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ubmd.data.io import read_structures
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
+from ubmd.files import locked, replaced
 from ubmd.progress import run_progress
 from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
 from ubmd.reference.base import Plain, Reference, checked_label
@@ -200,12 +200,18 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
     """
     path = Path(path)
     settings = _settings_of(sample)
-    if path.exists():
-        structures, recorded = _read(path)
-        if recorded == settings:
-            return structures
-    _write_atomically(path, sample(), settings)
+    if (kept := _kept(path, settings)) is not None:
+        return kept
+    with locked(path):
+        if _kept(path, settings) is None:
+            _write(path, sample(), settings)
     return _read(path)[0]
+
+
+def _kept(path: Path, settings: dict[str, Plain]) -> list[Atoms] | None:
+    """The structures in a file if they were sampled with these settings."""
+    structures, recorded = _read(path) if path.exists() else ([], None)
+    return structures if recorded == settings else None
 
 
 class _Langevin:
@@ -280,19 +286,11 @@ def _recorded(value: Any) -> Plain:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, structures: list[Atoms], settings: dict[str, Plain]) -> None:
+def _write(path: Path, structures: list[Atoms], settings: dict[str, Plain]) -> None:
     from ase.io.extxyz import write_extxyz
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = structures
     first = first.copy()
     first.info["sampling"] = settings
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            write_extxyz(file, [first, *rest])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        write_extxyz(file, [first, *rest])
