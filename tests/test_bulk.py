@@ -114,7 +114,7 @@ def test_start_from_structures_of_ones_own(
     labelled = read_labelled(folders[0] / "dataset.extxyz")[:3]
     labelled[0].info["REF_energy"] += 100.0  # no reference says that
     violent = labelled[0].copy()
-    violent.arrays["REF_forces"][3] = 30.0
+    violent.arrays["REF_forces"][3] = 1500.0  # eV/Å, above labelling.max_force
     unlabelled = perturb(bulk("Cu", cubic=True).repeat(2), 2, displacement=0.05, rng=np.random.default_rng(0))
     large = perturb(bulk("Cu", cubic=True, a=4.0).repeat(2), 1, displacement=0.05, rng=np.random.default_rng(0))
     write_structures(tmp_path / "mine.extxyz", [*labelled, *unlabelled, *large, violent])
