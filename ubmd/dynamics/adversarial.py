@@ -71,6 +71,10 @@ class AdversarialPotential(BiasedPotential):
         strength = KB * temperature
         super().__init__(potential, uncertainty, strength, tau_stress=strength, rescale=False, quantity=log)
 
+    @property
+    def acts_on_cell(self) -> None:
+        """Its stress is part of it, not an option: in a cell that stays, atoms alone are attacked."""
+
 
 @dataclass(frozen=True)
 class AdamDescent:
