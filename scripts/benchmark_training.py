@@ -11,9 +11,6 @@ without the optimiser, "predict" the prediction alone.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +18,7 @@ import torch
 from ase import Atoms
 from rich.console import Console
 from rich.table import Table
+from timing import medians
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch, collate
@@ -67,20 +65,6 @@ def gradients(potential: Potential, batch: AtomicBatch) -> list[Tensor]:
     loss = SquaredLoss(stress=0.0 if batch.stress is None else 0.01)
     prediction = potential(batch, stress=batch.stress is not None, training=True)
     return list(torch.autograd.grad(loss(prediction, batch), list(potential.parameters())))
-
-
-def medians(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], float]:
-    """Milliseconds of each job, all run in turn so that a slow moment of the machine hits them alike."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    for repeat in range(repeats + 2):
-        for key, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat >= 2:
-                times[key].append(1e3 * (time.perf_counter() - start))
-    return {key: statistics.median(values) for key, values in times.items()}
 
 
 def main() -> None:

@@ -10,8 +10,6 @@ turn in one process; the table shows medians. A ratio compares with energy and f
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import medians
 
 from ubmd.app import compose
 from ubmd.config import build
@@ -66,20 +65,6 @@ def steps(size: str, walkers: AtomicBatch, training: AtomicBatch) -> dict[tuple[
         for what, tau in (("with", 0.0), ("biased", 0.25)):
             found[uncertainty_name, what] = partial(BiasedPotential(potential, uncertainty, tau), walkers)
     return found
-
-
-def medians(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], float]:
-    """Milliseconds of each job, all run in turn so that a slow moment of the machine hits them alike."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    for repeat in range(repeats + 2):
-        for key, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat >= 2:
-                times[key].append(1e3 * (time.perf_counter() - start))
-    return {key: statistics.median(values) for key, values in times.items()}
 
 
 def main() -> None:
