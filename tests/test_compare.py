@@ -357,7 +357,7 @@ def test_volumes_are_explored_too() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
     both = exploration_curves({"one": [[row | {"coverage": 0.5} for row in rows]]})
     assert both is not None
-    assert [ax.get_ylabel() for ax in both.axes] == ["Coverage of CV space", "Lowest and highest volume (Å³)"]
+    assert [ax.get_ylabel() for ax in both.axes] == ["Coverage of CV space", "Volume range (Å³)"]
     found = final_metrics(rows, 250)
     assert found["volume_min_ang3_at_equal_steps"] == pytest.approx(750)
     assert found["volume_max_ang3_at_equal_steps"] == pytest.approx(1200)

@@ -115,7 +115,7 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
             ax.set_ylabel("Coverage of CV space")
             ax.set_ylim(0, 1)
         else:
-            ax.set_ylabel("Lowest and highest volume (Å³)")
+            ax.set_ylabel("Volume range (Å³)")
     _legend(fig, axes[0])
     return fig
 
