@@ -25,7 +25,7 @@ from ubmd.models.checkpoint import save_potential
 from ubmd.progress import run_progress
 from ubmd.rounds import RoundStore
 from ubmd.seeding import Stage, stage_seed
-from ubmd.training.fit import fit_and_predict, quiet_lightning
+from ubmd.training.fit import fit_and_predict, set_up_lightning
 
 
 def run_variant(
@@ -75,7 +75,7 @@ def run_variant(
 
 
 def main() -> None:
-    quiet_lightning()
+    set_up_lightning()
     torch.set_num_threads(1)
     store = RoundStore(sys.argv[1])
     rounds = len(store.records())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert len(lines) == 1, captured.err
     assert lines[0].startswith("ubmd: error: ")
     return lines[0].removeprefix("ubmd: error: ")
+
+
+def test_a_terminal_without_greek_letters(monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[Job], None]) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+
+    def job(cfg: DictConfig) -> None:
+        print("force RMSE 0.1 eV/Å, τ 0.25")
+        sys.stdout.flush()
+
+    stand_in(job)
+    assert cli.main(["learn", "experiment=ala2_demo"]) == 0
+    assert b"force RMSE 0.1 eV/?, ? 0.25" in raw.getvalue()
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from lightning.pytorch.utilities import rank_zero_only
 
 from tests.training.test_module import alloys
 from ubmd import cli
@@ -122,6 +123,16 @@ def test_from_a_data_set_to_a_potential(here: Path, capsys: pytest.CaptureFixtur
     mean = np.mean(np.abs(np.concatenate([a.arrays["REF_forces"] for a in TEST])))
     assert found["force_mae_ev_per_ang"] < 0.6 * mean
     assert load_potential(run / "model.ckpt").model.species.tolist() == [29, 79]
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_a_task_of_a_cluster_job_is_a_run_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    job = {"JOB_ID": "1", "JOB_NAME": "sweep", "NTASKS": "4", "NNODES": "1", "NODELIST": "n1", "NODEID": "0"}
+    for name, value in (job | {"PROCID": rank, "LOCALID": rank}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", int(rank))  # read from SLURM_PROCID when Lightning is imported
+    assert train() == 0
+    assert read_last(only(here / "train") / "csv" / "version_0" / "metrics.csv", "valid/force_rmse_ev_per_ang") > 0
 
 
 def read_last(path: Path, name: str) -> float:

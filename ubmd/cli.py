@@ -7,6 +7,7 @@ checks and runs.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -182,6 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 130: interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no Å must not end a run
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except InputError as error:

@@ -42,7 +42,7 @@ from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
 from ubmd.training.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning
+from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
@@ -86,7 +86,7 @@ def learn(cfg: DictConfig) -> float | None:
     Raises:
         InputError: for anything wrong in the configuration, before any expensive work.
     """
-    quiet_lightning()
+    set_up_lightning()
     check_device(cfg.trainer)
     set_threads(cfg.threads)
     loggers: list[Logger] = []

@@ -41,7 +41,7 @@ from ubmd.training.evaluation import (
     scatter_of_worst_atoms,
 )
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import Fit, fit_and_predict, quiet_lightning, trainer_limits
+from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning, trainer_limits
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> float:
         InputError: for anything wrong in the configuration or the data, before any expensive work; also if
             the folder holds a fit to other data or with other settings.
     """
-    quiet_lightning()
+    set_up_lightning()
     check_device(cfg.trainer)
     job = _prepare(cfg)
     folder = Path(cfg.paths.run)
@@ -81,7 +81,7 @@ def train(cfg: DictConfig) -> float:
                 close_loggers(loggers)
             _write_json(record, metrics)
         shutil.rmtree(folder / "fit", ignore_errors=True)
-        metrics = json.loads(record.read_text())
+        metrics = json.loads(record.read_text(encoding="utf-8"))
         held_out = {name: metrics[name] for name in ("valid", "test") if name in metrics}
         _report(held_out, f"{folder}: model.ckpt, metrics.json, figures/", progress.console)
     return held_out.get("test", held_out["valid"])["force_rmse_ev_per_ang"]

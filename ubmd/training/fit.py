@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from ubmd.callbacks.monitor import FitProgress
@@ -25,7 +27,7 @@ from ubmd.errors import InputError
 from ubmd.progress import RunProgress
 from ubmd.training.module import PotentialModule
 
-__all__ = ["Fit", "fit_and_predict", "quiet_lightning", "trainer_limits"]
+__all__ = ["Fit", "fit_and_predict", "set_up_lightning", "trainer_limits"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def fit_and_predict(
     best, last = _checkpoints(folder, checkpoint_epochs, averaged=any(isinstance(c, WeightAveraging) for c in further))
     with progress.stage(title) as stage:
         callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition, *further]
-        trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **limits)
+        # without an environment given, Lightning infers one from that of a cluster's job, and refuses or divides work
+        parts = {"callbacks": callbacks, "logger": loggers, "plugins": [LightningEnvironment()]}
+        trainer: Trainer = instantiate(cfg.trainer, **parts, **limits)
         started = time.perf_counter()
         resume = folder / "last.ckpt"
         trainer.fit(module, datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
@@ -137,8 +141,13 @@ def _checkpoints(folder: Path, every_n_epochs: int, *, averaged: bool) -> tuple[
     return best, last
 
 
-def quiet_lightning() -> None:
-    """A fresh Trainer every round would repeat the same remarks every round."""
+def set_up_lightning() -> None:
+    """Makes Lightning silent about what every round would repeat, and tells it that this process is all there is.
+
+    From variables such as ``SLURM_PROCID`` and ``LOCAL_RANK`` it would take the processes of ``srun`` for parts of one
+    training, of which only the first writes logs; they are runs of their own.
+    """
+    rank_zero_only.rank = 0  # pyright: ignore[reportFunctionMemberAccess]
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

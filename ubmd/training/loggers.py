@@ -27,7 +27,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             if config.get("offline"):
                 # wandb's remarks are about syncing, which an offline run does later
                 os.environ.setdefault("WANDB_SILENT", "true")
-            logger = instantiate(config, id=file.read_text().strip(), resume="allow")
+            logger = instantiate(config, id=file.read_text(encoding="utf-8").strip(), resume="allow")
             # Lightning hands on a setting that wandb has given up, and wandb would say so in every run
             logger._wandb_init.pop("anonymous", None)
             logger.experiment.define_metric("al/round")
