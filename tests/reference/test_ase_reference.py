@@ -195,6 +195,34 @@ def test_a_calculator_without_forces_is_an_input_error():
         ASEReference(calculator)
 
 
+def test_charge_beside_the_calculators_own(caplog: pytest.LogCaptureFixture) -> None:
+    ion = Atoms("H", info={"charge": 1})
+    for keys in ({"charge": 0}, {"total_charge": -1}):
+        with pytest.raises(InputError, match=r"states a charge of 1 but (total_)?charge=.* of .*Strange; set"):
+            ASEReference(Strange(**keys)).check_atoms(ion)
+    ASEReference(Strange(charge=1)).check_atoms(ion)
+    ASEReference(Strange(), reads=["charge"]).check_atoms(ion)
+    ASEReference(Strange()).check_atoms(Atoms("H", info={"charge": 0, "spin": 1}))
+    assert not caplog.text
+    reference = ASEReference(Strange())
+    reference.check_atoms(ion)
+    reference.check_atoms(ion)
+    assert caplog.text.count("structures state a charge of 1") == 1
+
+
+def test_what_a_calculator_reads_tells_labels_apart(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.db")
+    hot, cold = bulk("Cu"), bulk("Cu")
+    hot.info["electronic_temperature"], cold.info["electronic_temperature"] = 900, 300
+    cold.set_tags([2])
+    assert label_structures([hot, cold], ASEReference(EMT()), store).n_computed == 1
+    reading = ASEReference(EMT(), reads=["electronic_temperature", "tags"])
+    assert label_structures([hot, cold], reading, store).n_computed == 2
+    assert label_structures([hot, cold], reading, store).n_computed == 0
+    hot.set_tags([1])
+    assert label_structures([hot, cold], reading, store).n_computed == 1
+
+
 def test_made_by_hydra():
     instantiate = pytest.importorskip("hydra.utils").instantiate
     reference = instantiate(

@@ -115,6 +115,19 @@ def test_options_are_in_the_input(tmp_path: Path) -> None:
     assert found.count("&KIND Si") == 1
 
 
+def test_charge_and_spin_of_the_structure_are_in_the_input(tmp_path: Path) -> None:
+    atoms = silicon()
+    atoms.info.update(charge=-1, spin=2)
+    with pytest.raises(ReferenceError) as caught:
+        stand_in("unconverged", tmp_path).compute(atoms)
+    text = (Path(str(caught.value).partition("; see ")[2]) / "cp2k.inp").read_text()
+    for line in ("CHARGE -1", "MULTIPLICITY 2", "UNRESTRICTED_KOHN_SHAM"):
+        assert line in text
+    atoms.info["spin"] = 1
+    with pytest.raises(InputError, match=r"multiplicity of 1 .* impossible for 113 electrons"):
+        stand_in("unconverged", tmp_path).check_atoms(atoms)
+
+
 def test_the_papers_input(tmp_path: Path) -> None:
     from ubmd.app import compose
 

@@ -193,6 +193,11 @@ def test_wrong_structures_are_input_errors(references):
     periodic.cell, periodic.pbc = [20, 20, 20], True
     with pytest.raises(InputError, match="pbc"):
         references[False].compute(periodic)
+    for key, value in (("charge", 1), ("spin", 3)):
+        ion = initial_structure()
+        ion.info[key] = value
+        with pytest.raises(InputError, match="but FF19SB knows neutral alanine dipeptide"):
+            references[False].compute(ion)
     with pytest.raises(InputError, match="shape"):
         references[False].compute_many(atoms.positions)
 

@@ -8,12 +8,12 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, ReferenceError, checked_label
+from ubmd.reference.base import Label, Reference, ReferenceError, checked_label
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
 
-class Spring:
+class Spring(Reference):
     """Two atoms on a spring of length 1 Å; those closer than 0.1 Å fail."""
 
     def __init__(self, stiffness: float = 10.0) -> None:

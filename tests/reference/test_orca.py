@@ -38,6 +38,17 @@ def test_energy_and_forces(tmp_path: Path) -> None:
     assert orca("crash", tmp_path).fingerprint() == orca("converged", tmp_path).fingerprint()
 
 
+def test_charge_and_multiplicity_of_the_structure(tmp_path: Path) -> None:
+    """The stand-in adds its charge to the energy; a multiplicity that cannot be never reaches it."""
+    reference, atoms = orca("converged", tmp_path), molecule("CH3CH2OH")
+    neutral = reference.compute(atoms).energy
+    atoms.info["charge"] = 1
+    assert reference.compute(atoms).energy - neutral == pytest.approx(Hartree, rel=1e-7)
+    atoms.info["spin"] = 1
+    with pytest.raises(InputError, match=r"multiplicity of 1 .* impossible for 25 electrons"):
+        reference.check_atoms(atoms)
+
+
 def test_what_does_not_converge_is_a_failure_and_what_breaks_off_is_none(tmp_path: Path) -> None:
     store, water = LabelStore(tmp_path / "labels.db"), molecule("H2O")
     with pytest.raises(InputError, match=r"none of 1 labels came to an end .*error termination in LEANSCF"):
@@ -53,7 +64,7 @@ def test_what_does_not_converge_is_a_failure_and_what_breaks_off_is_none(tmp_pat
 def test_a_missing_program_and_a_crystal_are_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ORCA needs the program no-such-orca, which is not found; install it"):
         ORCAReference(command="no-such-orca").check()
-    with pytest.raises(InputError, match="ORCA labels molecules, but a structure is periodic"):
+    with pytest.raises(InputError, match="it is periodic, but ORCA labels molecules"):
         orca("converged", tmp_path).compute(bulk("Si"))
 
 

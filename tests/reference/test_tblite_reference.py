@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
+from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import ReferenceError
 from ubmd.reference.dask_executors import Dask
 from ubmd.reference.labelling import label_structures
@@ -94,6 +95,35 @@ def test_charge_and_method() -> None:
     assert TBLiteReference(threads=2).fingerprint() == TBLiteReference().fingerprint()
 
 
+def test_charge_and_spin_of_the_structure(tmp_path: Path) -> None:
+    """In ``info`` or in initial charges, they give the label that the options give, each under a key of its own."""
+    plain, store = molecule("H2O"), LabelStore(tmp_path / "labels.db")
+    ions = [plain.copy() for _ in range(4)]
+    ions[0].info.update(charge=1)
+    ions[1].info.update(charge=1, spin=2)
+    ions[2].set_initial_charges([1, 0, 0])
+    ions[3].info.update(charge=1, spin=4)
+    report = label_structures([plain, *ions], TBLiteReference(), store, max_force=None)
+    neutral, *energies = [atoms.info["REF_energy"] for atoms in report.labelled]
+    cation = TBLiteReference(charge=1, multiplicity=2).compute(plain).energy
+    assert neutral == pytest.approx(-137.9678, abs=1e-4)
+    assert energies[:3] == pytest.approx([cation] * 3, abs=1e-8)
+    assert energies[3] > cation + 1
+    assert (report.n_computed, len(store)) == (5, 5)
+    assert report.labelled[2].info["spin"] == 2
+    general = ASEReference(TBLite(verbosity=0)).compute(ions[0])  # knows nothing of ``info``
+    assert general.energy == pytest.approx(cation, abs=1e-8)
+
+
+def test_impossible_charges_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    fine, wrong = molecule("H2O"), molecule("H2O")
+    wrong.info.update(charge=1, spin=1)
+    store = LabelStore(tmp_path / "labels.db")
+    with pytest.raises(InputError, match=r"structure 1 of 2 cannot be labelled: a multiplicity of 1 .* 9 electrons"):
+        label_structures([fine, wrong], TBLiteReference(), store)
+    assert len(store) == 0
+
+
 def test_an_unconverged_field_is_a_failure() -> None:
     with pytest.raises(ReferenceError, match="SCF not converged in 2 cycles"):
         TBLiteReference(max_iterations=2).compute(crystal())
@@ -103,6 +133,7 @@ def test_an_unconverged_field_is_a_failure() -> None:
     ("keys", "sentence"),
     [
         ({"method": "GFN3"}, "reference.method=GFN3 is not a method of tblite; use one of GFN2-xTB"),
+        ({"charge": 0.5}, "reference.charge=0.5 must be a whole number"),
         ({"accuracy": 0}, "reference.accuracy=0 is not positive"),
         ({"threads": -1}, "reference.threads=-1 is not positive"),
     ],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from ase.calculators.calculator import (
 )
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ubmd.data.electronic import ELECTRONIC, handed_on, stated
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, checked_label, class_path
 from ubmd.reference.programs import check_program
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import BaseCalculator
 
+log = logging.getLogger(__name__)
+
+_CHARGE, _MULTIPLICITY = ("charge", "total_charge"), ("multiplicity", "mult", "spin_multiplicity")
+"""Names that calculators give to parameters of their own for charge and multiplicity."""
 _NOT_SET_UP = (ImportError, EnvironmentError, BadConfiguration)
 _BROKEN_OFF = (OSError, MemoryError, subprocess.SubprocessError)
 
@@ -50,12 +56,15 @@ class ASEReference(Reference):
     Args:
         calculator: the calculator; its ``parameters`` identify the labels, as they are now.
         name: told apart in the label store; give one where ``parameters`` do not say all that matters.
+        reads: names of further arrays and entries of ``info`` that the calculator reads of a structure. Charge and
+            spin are handed to every calculator, as ``info`` and as initial charges and moments; naming ``charge`` or
+            ``spin`` here says that this one heeds them.
 
     Raises:
         InputError: the calculator computes no energy or no forces.
     """
 
-    def __init__(self, calculator: BaseCalculator, name: str | None = None) -> None:
+    def __init__(self, calculator: BaseCalculator, name: str | None = None, reads: Sequence[str] = ()) -> None:
         implemented = calculator.implemented_properties
         if not {"energy", "forces"} <= set(implemented):
             raise InputError(
@@ -63,6 +72,9 @@ class ASEReference(Reference):
                 "needed; choose another calculator"
             )
         self.calculator = calculator
+        self.reads = (*ELECTRONIC, *(entry for entry in reads if entry not in ELECTRONIC))
+        self._heeds = frozenset(reads)
+        self._told = False
         self._energy = "free_energy" if "free_energy" in implemented else "energy"
         self.has_stress = "stress" in implemented
         # Taken now: some calculators add to their parameters while they run.
@@ -87,7 +99,7 @@ class ASEReference(Reference):
             InputError: the calculator lacks its program, its configuration or a package.
         """
         self.check()
-        structure = atoms.copy()
+        structure = handed_on(atoms)
         structure.set_constraint()  # some calculators pass constraints on to their program
         calculator = self.calculator
         # Results must not depend on what was calculated before, nor on what failed.
@@ -107,6 +119,37 @@ class ASEReference(Reference):
         if energy is None or forces is None:
             raise ReferenceError("the calculator returned no energy or no forces")
         return checked_label(float(energy), forces, stress, len(structure))
+
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse a structure that contradicts itself or the calculator's parameters; warn if it may not be heeded.
+
+        Raises:
+            InputError: the calculator has parameters of its own for charge or multiplicity, which are others.
+        """
+        found = stated(atoms)
+        multiplicity = None if found.unpaired is None else found.unpaired + 1
+        own = self.calculator.parameters or {}
+        for name, value, keys in (("charge", found.charge, _CHARGE), ("spin", multiplicity, _MULTIPLICITY)):
+            given = {key: own[key] for key in keys if isinstance(own.get(key), int | float)}
+            for key, parameter in given.items():
+                if value is not None and abs(value - parameter) > 1e-6:
+                    raise InputError(
+                        f"it states a {name} of {value:g} but {key}={parameter} of {class_path(self.calculator)}; set "
+                        f"the calculator's {key} or remove one"
+                    )
+            if value not in (None, 0.0 if name == "charge" else 1.0) and not given and name not in self._heeds:
+                self._tell(f"a {name} of {value:g}", name)
+
+    def _tell(self, what: str, name: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "structures state %s, which %s is handed (info and initial charges or moments); whether it heeds that "
+                "is not known here (reference.reads=[%s] says that it does)",
+                what,
+                class_path(self.calculator),
+                name,
+            )
 
     def check(self) -> None:
         """Refuse a calculator whose program, if it says which one that is, is not on this machine.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ubmd.data.electronic import ELECTRONIC
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -48,6 +50,11 @@ class Reference(Protocol):
 
     has_stress: bool = False
     """Whether structures that are periodic in three directions are labelled with a stress."""
+    reads: tuple[str, ...] = ELECTRONIC
+    """Arrays and entries of ``info`` that a label depends on, beyond numbers, positions, cell and periodicity.
+
+    They travel with a structure wherever it goes to be labelled, and labels are stored under them.
+    """
 
     def fingerprint(self) -> dict[str, Plain]:
         """Settings that determine a label, as plain JSON types; labels are stored under them.
@@ -65,6 +72,13 @@ class Reference(Protocol):
             ubmd.errors.InputError: no structure of this kind ever can be, or a program is missing.
         """
         ...
+
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse, before anything is computed, a structure that states what this method cannot compute.
+
+        Raises:
+            ubmd.errors.InputError: the sentence says what and why; its subject is the structure.
+        """
 
     def check(self) -> None:
         """Refuse, at once and before anything is computed, what this machine cannot run.

@@ -17,6 +17,7 @@ from ase.calculators.cp2k import CP2K, InputSection, parse_input
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import Rydberg
 
+from ubmd.data.electronic import check_state_options, electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
@@ -60,9 +61,9 @@ class CP2KReference(Reference):
         dispersion: Grimme's correction for ``functional``, DFTD3(BJ) or DFTD3; null for none.
         max_scf: largest number of steps of an SCF loop.
         eps_scf: its convergence criterion.
-        charge: total charge, e.
-        multiplicity: spin multiplicity; null for the lowest.
-        unrestricted: spin-polarised.
+        charge: total charge, e; null for that of the structure (:mod:`ubmd.data.electronic`).
+        multiplicity: spin multiplicity; null for that of the structure, or the lowest.
+        unrestricted: spin-polarised also where the multiplicity is 1.
         scratch: folder in which the scratch folders are made; null for the system's own for such things.
 
     Raises:
@@ -86,7 +87,7 @@ class CP2KReference(Reference):
         dispersion: str | None = "DFTD3(BJ)",
         max_scf: int = 50,
         eps_scf: float = 1e-6,
-        charge: int = 0,
+        charge: int | None = None,
         multiplicity: int | None = None,
         unrestricted: bool = False,
         scratch: str | None = None,
@@ -95,6 +96,7 @@ class CP2KReference(Reference):
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"reference.{name}={value} is not positive; give a positive value")
+        check_state_options(charge, multiplicity)
         self.command, self.scratch = command, scratch
         keywords = {
             "FORCE_EVAL/DFT/MGRID": [f"REL_CUTOFF {rel_cutoff_ry}"],
@@ -133,20 +135,30 @@ class CP2KReference(Reference):
         """
         check_program(self.command, "CP2K", INSTALL)
 
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse a structure that CP2K's input cannot be written for.
+
+        Raises:
+            InputError: it is neither periodic in three directions nor in a box, its charge or spin cannot be, or an
+                element has no basis set.
+        """
+        if atoms.cell.rank < 3 or atoms.pbc.any() != atoms.pbc.all():
+            raise InputError(
+                "CP2K labels structures that are periodic in three directions, or in none but with a cell around them, "
+                f"but its pbc is {atoms.pbc.tolist()} and its cell has {atoms.cell.rank} vectors"
+            )
+        self._parameters_for(atoms)
+
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.
 
         Raises:
             ReferenceError: the SCF did not converge.
             UnfinishedError: CP2K broke off.
-            InputError: CP2K is missing, or the structure is neither periodic in three directions nor in a box.
+            InputError: CP2K is missing, or the structure is none for it.
         """
         self.check()
-        if atoms.cell.rank < 3 or atoms.pbc.any() != atoms.pbc.all():
-            raise InputError(
-                f"reference: CP2K labels structures that are periodic in three directions, or in none but with a cell "
-                f"around them; here pbc is {atoms.pbc.tolist()} and the cell has {atoms.cell.rank} vectors"
-            )
+        self.check_atoms(atoms)
         parameters = self._parameters_for(atoms)
         with scratch_folder(self.scratch, "cp2k") as folder:
             return self._run(atoms.copy(), parameters, folder)
@@ -170,10 +182,14 @@ class CP2KReference(Reference):
 
     def _parameters_for(self, atoms: Atoms) -> dict[str, Any]:
         """The parameters of ASE's calculator; basis sets by element are in the input that it starts from."""
-        names = self._parameters["basis_set"]
+        own = self._parameters
+        state = electronic_state(atoms, charge=own["charge"], multiplicity=own["multiplicity"])
+        multiplicity = state.multiplicity or state.lowest
+        own = own | {"charge": state.charge, "multiplicity": multiplicity, "uks": own["uks"] or multiplicity > 1}
+        names = own["basis_set"]
         if not isinstance(names, dict):
-            return self._parameters
-        root = parse_input(self._parameters["inp"])
+            return own
+        root = parse_input(own["inp"])
         kinds = root.get_subsection("FORCE_EVAL/SUBSYS").subsections
         for element in sorted(set(atoms.get_chemical_symbols())):
             if element not in names:
@@ -181,7 +197,7 @@ class CP2KReference(Reference):
             kind = InputSection("KIND", element)
             kind.keywords.append(f"BASIS_SET {names[element]}")
             kinds.append(kind)
-        return self._parameters | {"inp": "\n".join(root.write()), "basis_set": None}
+        return own | {"inp": "\n".join(root.write()), "basis_set": None}
 
 
 def check_scf(output: str, problem: Exception | None = None) -> None:

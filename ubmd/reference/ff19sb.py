@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ubmd.data.electronic import electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.alanine_dipeptide import SYMBOLS
 from ubmd.reference.base import Label, Plain, Reference, checked_label, class_path
@@ -54,6 +55,8 @@ class FF19SB(Reference):
         cmap: add ff19SB's CMAP term; the paper's results are without it.
     """
 
+    reads = ()
+
     def __init__(self, *, cmap: bool = False) -> None:
         self.cmap = cmap
         self._forces = _torchmd_forces()
@@ -67,20 +70,34 @@ class FF19SB(Reference):
         """Label of alanine dipeptide, atoms in AMBER order; no stress.
 
         Raises:
-            InputError: other atoms, another order, or a periodic structure.
+            InputError: the structure is another one (:meth:`check_atoms`).
             ReferenceError: the energy or a force is not finite (coinciding atoms).
+        """
+        self.check_atoms(atoms)
+        energies, forces = self.compute_many(atoms.positions[None])
+        return checked_label(float(energies[0]), forces[0], None, len(atoms))
+
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse what is not alanine dipeptide, neutral and without unpaired electrons.
+
+        Raises:
+            InputError: other atoms, another order, a periodic structure, or one with a charge or spin.
         """
         if tuple(atoms.get_chemical_symbols()) != SYMBOLS:
             raise InputError(
-                f"atoms: {atoms.get_chemical_formula()} with {len(atoms)} atoms is not alanine dipeptide in "
+                f"{atoms.get_chemical_formula()} with {len(atoms)} atoms is not alanine dipeptide in "
                 f"AMBER order ({' '.join(SYMBOLS)}); reorder the atoms or choose another reference"
             )
         if atoms.pbc.any():
             raise InputError(
-                f"atoms: pbc is {atoms.pbc.tolist()} but FF19SB labels an isolated molecule; set pbc to False"
+                f"its pbc is {atoms.pbc.tolist()} but FF19SB labels an isolated molecule; set pbc to False"
             )
-        energies, forces = self.compute_many(atoms.positions[None])
-        return checked_label(float(energies[0]), forces[0], None, len(atoms))
+        state = electronic_state(atoms)
+        if state.charge or state.multiplicity not in (None, 1):
+            raise InputError(
+                f"it states a charge of {state.charge} and a multiplicity of {state.multiplicity or state.lowest}, but "
+                "FF19SB knows neutral alanine dipeptide, a singlet; remove them or choose another reference"
+            )
 
     def compute_many(self, positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Energies and forces of several structures; values of impossible ones may be non-finite.

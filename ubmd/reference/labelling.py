@@ -72,23 +72,24 @@ def label_structures(
             the computations came to an end.
     """
     check_max_force(max_force)
-    fingerprint = reference.fingerprint()
-    keys = [label_key(atoms, fingerprint) for atoms in structures]
+    fingerprint, reads = reference.fingerprint(), reference.reads
+    keys = [label_key(atoms, fingerprint, reads) for atoms in structures]
     results: dict[str, Label | Failure | _Unfinished] = {}
     todo: dict[str, Atoms] = {}
     for key, atoms in dict(zip(keys, structures, strict=True)).items():
-        known = store.get(atoms, fingerprint)
+        known = store.get(atoms, fingerprint, reads)
         if known is None:
             todo[key] = atoms
         else:
             results[key] = known
+    _check_atoms(structures, keys, todo, reference)
     copies = Counter(keys)
     done = sum(copies[key] for key in results)
     if on_label is not None and done:
         on_label(done, len(structures))
     for key, result in _computed(todo, reference, executor or Serial()):
         if not isinstance(result, _Unfinished):
-            store.put(todo[key], fingerprint, result)
+            store.put(todo[key], fingerprint, result, reads)
         results[key] = result
         done += copies[key]
         if on_label is not None:
@@ -106,6 +107,18 @@ def check_max_force(limit: object) -> None:
     """Raises InputError for a limit on forces that is neither None nor a positive number."""
     if limit is not None and (not isinstance(limit, int | float) or not limit > 0):
         raise InputError(f"labelling.max_force={limit} must be a positive force in eV/Å, or null for no limit")
+
+
+def _check_atoms(
+    structures: Sequence[Atoms], keys: Sequence[str], todo: Mapping[str, Atoms], reference: Reference
+) -> None:
+    """Refuses, before anything is computed, a structure that states what the reference cannot compute."""
+    for number, (atoms, key) in enumerate(zip(structures, keys, strict=True)):
+        if key in todo:
+            try:
+                reference.check_atoms(atoms)
+            except InputError as error:
+                raise InputError(f"structure {number} of {len(structures)} cannot be labelled: {error}") from error
 
 
 def _computed(

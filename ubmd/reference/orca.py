@@ -15,6 +15,7 @@ from ase import Atoms as BareAtoms
 from ase.calculators.orca import OrcaProfile, OrcaTemplate
 from ase.io.orca import read_energy, read_orca_engrad
 
+from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
@@ -41,8 +42,8 @@ class ORCAReference(Reference):
         command: starts ORCA; its full path if ``blocks`` ask for several processes.
         simple_input: the line of keywords, without ``EnGrad``.
         blocks: of ORCA's input, such as ``%pal nprocs 8 end``.
-        charge: total charge, e.
-        multiplicity: spin multiplicity.
+        charge: total charge, e; null for that of the structure (:mod:`ubmd.data.electronic`).
+        multiplicity: spin multiplicity; null for that of the structure, or the lowest.
         scratch: folder in which the scratch folders are made; null for the system's own for such things.
     """
 
@@ -52,10 +53,11 @@ class ORCAReference(Reference):
         command: str = "orca",
         simple_input: str = "PBE0 D3BJ def2-TZVP TightSCF",
         blocks: str = "",
-        charge: int = 0,
-        multiplicity: int = 1,
+        charge: int | None = None,
+        multiplicity: int | None = None,
         scratch: str | None = None,
     ) -> None:
+        check_state_options(charge, multiplicity)
         self.command, self.scratch = command, scratch
         self._parameters: dict[str, Any] = {
             "orcasimpleinput": f"{simple_input} EnGrad",
@@ -76,25 +78,39 @@ class ORCAReference(Reference):
         """
         check_program(self.command, "ORCA", "install it from its makers and set reference.command to its full path")
 
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse a structure that is periodic, or whose charge or spin cannot be.
+
+        Raises:
+            InputError: as said.
+        """
+        if atoms.pbc.any():
+            raise InputError("it is periodic, but ORCA labels molecules; use reference=cp2k")
+        self._state(atoms)
+
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.
 
         Raises:
             ReferenceError: the SCF, or what follows it, did not converge.
             UnfinishedError: ORCA broke off.
-            InputError: ORCA is missing, or the structure is periodic.
+            InputError: ORCA is missing, or the structure is none for it.
         """
         self.check()
-        if atoms.pbc.any():
-            raise InputError("reference: ORCA labels molecules, but a structure is periodic; use reference=cp2k")
+        self.check_atoms(atoms)
+        state = self._state(atoms)
+        parameters = self._parameters | {"charge": state.charge, "mult": state.multiplicity or state.lowest}
         with scratch_folder(self.scratch, "orca") as folder:
-            return self._run(atoms, folder)
+            return self._run(atoms, parameters, folder)
 
-    def _run(self, atoms: Atoms, folder: Path) -> Label:
+    def _state(self, atoms: Atoms) -> ElectronicState:
+        return electronic_state(atoms, charge=self._parameters["charge"], multiplicity=self._parameters["mult"])
+
+    def _run(self, atoms: Atoms, parameters: dict[str, Any], folder: Path) -> Label:
         profile, template = OrcaProfile(self.command), OrcaTemplate()
         # nothing but elements and positions: ASE takes some tags for ghost atoms
         structure = BareAtoms(atoms.numbers, atoms.positions)
-        template.write_input(profile, folder, structure, self._parameters, ["energy", "forces"])
+        template.write_input(profile, folder, structure, parameters, ["energy", "forces"])
         problem: Exception | None = None
         try:
             template.execute(folder, profile)

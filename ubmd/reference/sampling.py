@@ -159,7 +159,9 @@ def sample_perturbed(
             max_force=max_force,
             on_label=lambda done, total: stage.update(done, total),
         )
-    unfinished = [reason for atoms, reason in report.failed if store.get(atoms, reference.fingerprint()) is None]
+    unfinished = [
+        reason for atoms, reason in report.failed if store.get(atoms, reference.fingerprint(), reference.reads) is None
+    ]
     if unfinished:  # which structures a test set has must not be a matter of luck
         raise InputError(
             f"reference: {len(unfinished)} of {len(copies)} labels of the test set came to no end ({unfinished[0]}); "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ubmd.data.electronic import ELECTRONIC
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Plain
 
@@ -35,9 +36,9 @@ class Failure:
 class LabelStore:
     """Labels and failures by structure and settings, each committed as it arrives.
 
-    A structure is its numbers, positions, cell and periodicity, and its initial magnetic moments and charges
-    where it has some, bit by bit; settings are a reference's fingerprint. What was stored first stays. A
-    process that is killed while it writes loses at most the label it was writing.
+    A structure is its numbers, positions, cell and periodicity, and what else the reference reads of it
+    (``Reference.reads``) where it has that, bit by bit; settings are a reference's fingerprint. What was stored
+    first stays. A process that is killed while it writes loses at most the label it was writing.
 
     The file is an ``ase.db`` database (``ase db labels.db`` lists it). Exact values are in ``data`` of its
     rows, the columns of energy, forces and stress are for other programs.
@@ -56,11 +57,13 @@ class LabelStore:
         if not self._is_empty_or_sqlite():
             raise InputError(f"path: {self.path} is not an SQLite database; move it away or choose another path")
 
-    def get(self, atoms: Atoms, fingerprint: Mapping[str, Plain]) -> Label | Failure | None:
+    def get(
+        self, atoms: Atoms, fingerprint: Mapping[str, Plain], reads: Sequence[str] = ELECTRONIC
+    ) -> Label | Failure | None:
         """What is known about a structure under these settings; None if nothing is."""
         if not self._has_tables():
             return None
-        rows = list(self._connect().select(unique_id=label_key(atoms, fingerprint)))
+        rows = list(self._connect().select(unique_id=label_key(atoms, fingerprint, reads)))
         if not rows:
             return None
         data = rows[0].data
@@ -69,16 +72,22 @@ class LabelStore:
         stress = data["stress"]
         return Label(data["energy"], data["forces"].copy(), None if stress is None else stress.copy())
 
-    def put(self, atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure) -> None:
+    def put(
+        self,
+        atoms: Atoms,
+        fingerprint: Mapping[str, Plain],
+        result: Label | Failure,
+        reads: Sequence[str] = ELECTRONIC,
+    ) -> None:
         """Store a label or failure, durably when the call returns; one that is there already stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        row, data = _row(atoms, fingerprint, result)
+        row, data = _row(atoms, fingerprint, result, reads)
         try:
             with self._transaction() as database:
                 database.write(row, data=data, failed=isinstance(result, Failure))
         except sqlite3.IntegrityError:
             # The unique key is there: another process, or an earlier call, was first.
-            if self.get(atoms, fingerprint) is None:
+            if self.get(atoms, fingerprint, reads) is None:
                 raise
 
     def __len__(self) -> int:
@@ -115,8 +124,14 @@ class LabelStore:
         return found[0] > 0
 
 
-def label_key(atoms: Atoms, fingerprint: Mapping[str, Plain]) -> str:
-    """Hash of a structure and of the settings, equal for what the store takes for the same."""
+def label_key(atoms: Atoms, fingerprint: Mapping[str, Plain], reads: Sequence[str] = ELECTRONIC) -> str:
+    """Hash of a structure and of the settings, equal for what the store takes for the same.
+
+    Args:
+        atoms: the structure.
+        fingerprint: of the reference.
+        reads: what else than numbers, positions, cell and periodicity the reference reads of a structure.
+    """
     digest = hashlib.sha256(hashlib.sha256(_canonical(fingerprint).encode()).digest())
     for array, dtype in (
         (atoms.numbers, "<i8"),
@@ -125,29 +140,43 @@ def label_key(atoms: Atoms, fingerprint: Mapping[str, Plain]) -> str:
         (atoms.pbc, "u1"),
     ):
         digest.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-    for name in ("initial_magmoms", "initial_charges"):
-        if atoms.has(name):
-            digest.update(name.encode() + np.ascontiguousarray(atoms.get_array(name), dtype="<f8").tobytes())
+    for name in reads:
+        if name in atoms.arrays:
+            array = np.ascontiguousarray(atoms.arrays[name])
+            numeric = array.astype("<f8") if array.dtype.kind in "biuf" else array
+            digest.update(name.encode() + numeric.tobytes())
+        if name in atoms.info:
+            digest.update(f"info:{name}:{_entry(atoms.info[name])}".encode())
     return digest.hexdigest()
+
+
+def _entry(value: object) -> str:
+    """An entry of ``info`` as text, the same for 1, 1.0 and an array of it, as files may turn one into another."""
+    array = np.asarray(value)
+    return repr(array.astype("<f8").ravel().tolist()) if array.dtype.kind in "biuf" else repr(array.ravel().tolist())
 
 
 def _canonical(fingerprint: Mapping[str, Plain]) -> str:
     return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
 
 
-def _row(atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure) -> tuple[AtomsRow, dict[str, object]]:
+def _row(
+    atoms: Atoms, fingerprint: Mapping[str, Plain], result: Label | Failure, reads: Sequence[str]
+) -> tuple[AtomsRow, dict[str, object]]:
     """Row for ASE's database and its ``data``, which :meth:`LabelStore.get` reads back."""
     columns: dict[str, object] = {
-        "unique_id": label_key(atoms, fingerprint),
+        "unique_id": label_key(atoms, fingerprint, reads),
         "numbers": atoms.numbers,
         "positions": atoms.positions,
         "cell": atoms.cell.array,
         "pbc": atoms.pbc,
         "ctime": now(),
         "user": None,
+        **{name: atoms.arrays[name] for name in ("initial_magmoms", "initial_charges") if name in atoms.arrays},
     }
     data: dict[str, object] = {
         "fingerprint": _canonical(fingerprint),
+        "reads": {name: _entry(atoms.info[name]) for name in reads if name in atoms.info},
         "failure": None,
         "energy": None,
         "forces": None,

@@ -7,14 +7,14 @@ different supercells do not compare, so keep to one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ase import Atoms
+
+from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, Plain, Reference, class_path
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 
@@ -27,8 +27,8 @@ class TBLiteReference(Reference):
 
     Args:
         method: GFN2-xTB, GFN1-xTB or IPEA1-xTB.
-        charge: total charge, e; None takes the sum of the initial charges of the structure.
-        multiplicity: spin multiplicity; None takes that of the initial magnetic moments of the structure.
+        charge: total charge, e; None takes that of the structure (:mod:`ubmd.data.electronic`).
+        multiplicity: spin multiplicity; None takes that of the structure, or the lowest.
         accuracy: scales tblite's numerical thresholds; smaller is tighter.
         electronic_temperature: of the Fermi smearing, K.
         max_iterations: of the self-consistent field.
@@ -44,7 +44,7 @@ class TBLiteReference(Reference):
         self,
         method: str = "GFN2-xTB",
         *,
-        charge: float | None = None,
+        charge: int | None = None,
         multiplicity: int | None = None,
         accuracy: float = 1.0,
         electronic_temperature: float = 300.0,
@@ -62,6 +62,7 @@ class TBLiteReference(Reference):
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"reference.{name}={value} is not positive; give a positive value")
+        check_state_options(charge, multiplicity)
         self.threads = threads
         self._parameters: dict[str, Any] = {
             "method": method,
@@ -77,16 +78,30 @@ class TBLiteReference(Reference):
         """Class, method and parameters; the number of threads is none of them."""
         return {"class": class_path(self), **self._parameters}
 
+    def check_atoms(self, atoms: Atoms) -> None:
+        """Refuse a structure whose charge or spin cannot be.
+
+        Raises:
+            InputError: as :func:`ubmd.data.electronic.electronic_state`.
+        """
+        self._state(atoms)
+
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.
 
         Raises:
             ReferenceError: the self-consistent field did not converge, or tblite refused the structure.
-            InputError: tblite is not installed.
+            InputError: tblite is not installed, or the structure's charge or spin cannot be.
         """
         TBLite, threadpool_limits = _modules()
+        state = self._state(atoms)
+        parameters = self._parameters | {"charge": state.charge, "multiplicity": state.multiplicity}
+        structure = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         with threadpool_limits(limits=self.threads):
-            return ASEReference(TBLite(**self._parameters, verbosity=0)).compute(atoms)
+            return ASEReference(TBLite(**parameters, verbosity=0)).compute(structure)
+
+    def _state(self, atoms: Atoms) -> ElectronicState:
+        return electronic_state(atoms, charge=self._parameters["charge"], multiplicity=self._parameters["multiplicity"])
 
 
 def _modules() -> tuple[Any, Any]:
