@@ -20,7 +20,7 @@ __all__ = ["check_sizes", "check_trainer", "trains_stress"]
 def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
     """Whether the potential learns stress; refuses what this cannot go with."""
     weight = cfg.training.loss.stress
-    exploration.check_periodic(system.atoms, "system.structure")
+    exploration.check_start(system.atoms, "system.structure")
     if exploration.needs_stress and not weight > 0:
         raise InputError(
             f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "

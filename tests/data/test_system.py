@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms, FixBondLength
 
 from ubmd.data.io import write_structures
 from ubmd.data.system import System
@@ -129,6 +130,41 @@ def test_volumes_of_supercells_count_per_atom() -> None:
     system = System(bulk("Cu", cubic=True), initial=cubes(40.0, 60.0, 44.0, repeat=2), max_volume=50.0)
     assert system.n_start == 2
     assert system.volume_scale(8) == 0.5
+
+
+def held(atoms: Atoms, *fixed: int) -> Atoms:
+    atoms.set_constraint(FixAtoms(list(fixed)))
+    return atoms
+
+
+def test_fixed_atoms_stay_where_a_run_starts() -> None:
+    system = System(held(molecule("CH3OH"), 0, 1))
+    for atoms in system.initial_structures(np.random.default_rng(0)):
+        np.testing.assert_array_equal(atoms.positions[:2], system.atoms.positions[:2])
+        assert atoms.constraints[0].index.tolist() == [0, 1]
+    given = [held(a, 0) for a in cubes(40.0, 44.0)]
+    assert System(held(bulk("Cu", cubic=True), 0), initial=given).n_start == 2
+    assert System(bulk("Cu", cubic=True), initial=[held(a, 0) for a in cubes(40.0, 44.0, repeat=2)]).n_start == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"structure": Atoms("Cu2", [[0, 0, 0], [2, 0, 0]], constraint=FixBondLength(0, 1))}, "FixBondLength"),
+        ({"initial": [held(a, i) for i, a in enumerate(cubes(40.0, 44.0))]}, r"structure 1 of system\.initial fixes 1"),
+        (
+            {"initial": [held(a, 1) for a in cubes(40.0, 44.0)]},
+            r"fixes 1 atoms, others than the 0 of system\.structure",
+        ),
+        (
+            {"initial": [*cubes(40.0), Atoms(cubes(44.0)[0], constraint=FixBondLength(0, 1))]},
+            "1 of system.initial carries",
+        ),
+    ],
+)
+def test_constraints_that_a_run_cannot_keep(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        System(**({"structure": bulk("Cu", cubic=True)} | options))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.constraints import FixAtoms
 from hydra.utils import instantiate
 from rich.console import Console
 
@@ -316,3 +317,47 @@ def test_table_fits_a_terminal(here: Path) -> None:
     console = Console(width=80, record=True)
     console.print(walkers_table(read_trajectory(only(here) / "trajectory.h5")))
     assert "…" not in console.export_text()
+
+
+def test_atoms_that_a_file_fixes_stay_and_frames_inherit(here: Path) -> None:
+    Path("fixed.extxyz").write_text(
+        '4\nProperties=species:S:1:pos:R:3:move_mask:L:1:masses:R:1:initial_charges:R:1 charge=1 pbc="F F F"\n'
+        "C  0.01234567 0.0 0.0 F 13.003 1.0\nO  1.2 0.1 0.0 F 15.999 0.0\n"
+        "H -0.6 0.9 0.1 T 2.014 0.0\nH -0.5 -0.9 0.3 T 1.008 0.0\n"
+    )
+    assert md(structure="fixed.extxyz") == 0
+    frames = ase.io.read(only(here) / "trajectory.extxyz", ":")
+    before = ase.io.read("fixed.extxyz")
+    assert len(frames) == 12
+    for frame in frames:
+        np.testing.assert_array_equal(frame.positions[:2], before.positions[:2])
+        np.testing.assert_array_equal(frame.get_masses(), [13.003, 15.999, 2.014, 1.008])
+        assert frame.get_initial_charges().tolist() == [1, 0, 0, 0]
+        assert frame.constraints[0].index.tolist() == [0, 1]
+        assert frame.info["charge"] == 1
+    assert np.abs(frames[-1].positions[2:] - before.positions[2:]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (["T T F", "T T T", "T T T", "T T T"], "FixCartesian"),
+        (["F F F"] * 4, "all 4 atoms of structure 0 are fixed"),
+    ],
+)
+def test_constraints_that_walkers_cannot_keep(
+    here: Path, capsys: pytest.CaptureFixture[str], mask: list[str], message: str
+) -> None:
+    lines = [f"{symbol} {i}.0 0.0 0.0 {moves}" for i, (symbol, moves) in enumerate(zip("COHH", mask, strict=True))]
+    Path("held.extxyz").write_text("4\nProperties=species:S:1:pos:R:3:move_mask:L:3\n" + "\n".join(lines) + "\n")
+    assert md(structure="held.extxyz") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not here.exists() or not (only(here) / "trajectory.h5").exists()
+
+
+def test_structures_that_fix_different_atoms(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = molecules(2)
+    first.set_constraint(FixAtoms([0]))
+    _write("two.traj", first, second)
+    assert md(structure="two.traj") == 2
+    assert "structure 1 of two.traj fixes other atoms than structure 0" in " ".join(capsys.readouterr().err.split())

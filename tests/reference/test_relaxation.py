@@ -9,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from scipy.optimize import minimize_scalar
 
 from ubmd.data.io import read_labelled
@@ -87,6 +88,25 @@ def test_molecule_keeps_its_cell(tmp_path: Path) -> None:
     assert np.linalg.norm(found.arrays["REF_forces"], axis=1).max() < 0.01
     assert not found.cell.any()
     assert "REF_stress" not in found.info
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_fixed_atoms_stay_and_with_them_the_cell(tmp_path: Path, periodic: bool) -> None:
+    start = strained() if periodic else Atoms("Cu4", strained().positions)
+    start.set_initial_charges([0.5, 0, 0, 0])
+    start.set_constraint(FixAtoms([0, 2]))
+    found = Relaxation(tmp_path, fmax=1e-3)(start, ASEReference(EMT()))
+    np.testing.assert_allclose(found.positions[[0, 2]], start.positions[[0, 2]], atol=1e-8)
+    np.testing.assert_allclose(found.cell.array, start.cell.array, atol=1e-12)
+    free = np.linalg.norm(found.arrays["REF_forces"], axis=1)
+    assert free[[1, 3]].max() < 1e-3 < free[[0, 2]].max()
+    assert np.abs(found.positions - start.positions).max() > 0.01
+    assert found.constraints[0].index.tolist() == [0, 2]
+    np.testing.assert_array_equal(found.get_initial_charges(), start.get_initial_charges())
+    start.set_constraint()
+    assert Relaxation(tmp_path).file(start, ASEReference(EMT())) != Relaxation(tmp_path).file(
+        found, ASEReference(EMT())
+    )
 
 
 def test_calculator_gives_what_the_reference_computes(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from ubmd.data.inherit import descendant, fixed_atoms
 from ubmd.errors import InputError
 
 __all__ = ["perturb", "random_strain", "stretch"]
@@ -29,27 +32,40 @@ def stretch(strain: NDArray[np.float64]) -> NDArray[np.float64]:
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def perturb(atoms: Atoms, n: int, *, displacement: float, strain: float = 0.0, rng: np.random.Generator) -> list[Atoms]:
+def perturb(
+    atoms: Atoms,
+    n: int,
+    *,
+    displacement: float,
+    strain: float = 0.0,
+    rng: np.random.Generator,
+    reads: Collection[str] = (),
+) -> list[Atoms]:
     """``n`` copies with every coordinate shifted and, if periodic, the cell strained (Eqs. 32-34).
 
     Args:
-        atoms: the structure to perturb; its labels are not copied.
+        atoms: the structure to perturb. Its fixed atoms stay; what else is copied says
+            :func:`~ubmd.data.inherit.descendant`, labels are not.
         n: number of copies.
         displacement: half-width of the uniform distribution of each coordinate's shift, Å.
         strain: half-width of the uniform distribution behind the strain (dimensionless); 0 keeps the cell.
         rng: the random stream.
+        reads: names of what a reference reads of a structure besides the usual.
 
     Raises:
-        InputError: if a strain is asked for a structure that is not fully periodic.
+        InputError: if a strain is asked for a structure that is not fully periodic, or that has fixed atoms.
     """
     if strain and not atoms.pbc.all():
         raise InputError(
             f"system.strain={strain} needs a structure that is periodic in three directions; use system.strain=0"
         )
+    moving = ~fixed_atoms(atoms, "the structure to perturb")[:, None]
+    if strain and not moving.all():
+        raise InputError(f"strain={strain} would move the structure's fixed atoms; use strain=0, or free them")
     out = []
     for _ in range(n):
-        copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        copy.positions += rng.uniform(-displacement, displacement, size=(len(atoms), 3))
+        copy = descendant(atoms, reads)
+        copy.positions += moving * rng.uniform(-displacement, displacement, size=(len(atoms), 3))
         if strain:
             deform = stretch(random_strain(rng, strain))
             copy.set_cell(np.asarray(copy.cell) @ deform)

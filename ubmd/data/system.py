@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from ubmd.data.inherit import fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
@@ -60,6 +61,7 @@ class System:
         if isinstance(self.structure, str | Path):
             object.__setattr__(self, "structure", read_structures(self.structure, index="0")[0])
         check_structure(self.atoms, "system.structure")
+        fixed_atoms(self.atoms, "system.structure")
         _check_phases(self.phases)
         if self.species is None:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
@@ -144,6 +146,9 @@ class System:
                     f"structure {number} of system.initial is of other atoms, in another order or periodic along other "
                     "directions; start from structures of one system"
                 )
+            _check_same_fixed(atoms, first, f"structure {number} of system.initial", "structure 0")
+        if np.array_equal(first.numbers, self.atoms.numbers):
+            _check_same_fixed(first, self.atoms, "structure 0 of system.initial", "system.structure")
         kept = [a for a in found if self.max_volume is None or self._scaled_volume(a) <= self.max_volume]
         if len(kept) < 2:
             limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
@@ -152,6 +157,16 @@ class System:
 
     def _scaled_volume(self, atoms: Atoms) -> float:
         return self.volume_scale(len(atoms)) * abs(np.linalg.det(np.asarray(atoms.cell)))
+
+
+def _check_same_fixed(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
+    """Refuses structures that do not fix the same atoms."""
+    fixed, before = fixed_atoms(atoms, what), fixed_atoms(other, which)
+    if not np.array_equal(fixed, before):
+        raise InputError(
+            f"{what} fixes {fixed.sum()} atoms, others than the {before.sum()} of {which}; give all of them the same "
+            "constraint"
+        )
 
 
 def _check_phases(phases: Mapping[str, Sequence[float]]) -> None:

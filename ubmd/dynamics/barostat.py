@@ -44,8 +44,10 @@ def target_pressure(pressure: float | Sequence[float], state: WalkerState) -> Te
     """[n_walkers] eV/Å³ from MPa; walkers take the values of a list in turn.
 
     Raises:
-        InputError: if walkers are too small to have a temperature, or differ in size.
+        InputError: if walkers are too small to have a temperature, differ in size, or have fixed atoms.
     """
+    if state.fixed is not None:
+        raise InputError("constant pressure would move fixed atoms with the cell; use constant volume, or free them")
     counts = state.batch.n_atoms
     if len(counts) and (int(counts.min()) < 2 or int(counts.min()) != int(counts.max())):
         raise InputError(

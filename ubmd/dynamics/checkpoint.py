@@ -31,6 +31,7 @@ def fingerprint(state: WalkerState, *settings: object) -> str:
     for values in (
         *(batch.positions, batch.numbers, batch.cell, batch.pbc, batch.n_atoms),
         *(state.momenta, state.masses, state.temperature, state.seed, state.step, state.walker),
+        *(() if state.fixed is None else (state.fixed,)),
     ):
         digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ubmd.calculator import check_elements, torch_device
 from ubmd.config import build, plain
+from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.data.io import read_structures, write_structures
 from ubmd.data.system import System
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
@@ -53,7 +54,7 @@ def run_md(cfg: DictConfig) -> None:
     potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
     exploration.check_bias(potential)
     starts = _starts(cfg, trained)
-    exploration.check_periodic(starts[0], "structure 0")
+    exploration.check_start(starts[0], "structure 0")
     folder = Path(cfg.paths.run)
     # the walkers' checkpoint cannot tell another potential or bias from its own
     RoundStore(folder).open(plain(cfg) | {"contents": _digests(cfg, starts)}, ignore=MAY_DIFFER)
@@ -93,7 +94,7 @@ def _check_plain_settings(cfg: DictConfig) -> None:
 
 
 def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
-    """The structures to start from, all of the same atoms in the same order and known to the potential."""
+    """The structures to start from, all of the same atoms in the same order, known to the potential, the same fixed."""
     system: System = build(cfg, "system")
     path = cfg.system.structure
     structures = read_structures(path) if isinstance(path, str) else [system.atoms]
@@ -106,6 +107,8 @@ def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
             raise InputError(f"{what} is of other atoms, or in another order, than structure 0; run it by itself")
         if not np.array_equal(atoms.pbc, structures[0].pbc):
             raise InputError(f"{what} is periodic along other directions than structure 0; run it by itself")
+        if not np.array_equal(fixed_atoms(atoms, what), fixed_atoms(structures[0], what)):
+            raise InputError(f"{what} fixes other atoms than structure 0; run it by itself")
     return structures
 
 
@@ -148,6 +151,7 @@ def _digests(cfg: DictConfig, starts: Sequence[Atoms]) -> dict[str, str]:
     for atoms in starts:
         for values in (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc):
             structures.update(np.ascontiguousarray(values).tobytes())
+        structures.update(Inherited.of(atoms).record().encode())
     return {
         "potential_sha256": hashlib.sha256(Path(cfg.potential).read_bytes()).hexdigest(),
         "structures_sha256": structures.hexdigest(),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from ubmd.data.inherit import fixed_atoms
 from ubmd.errors import InputError
 
 __all__ = ["Rotation", "bonded", "rotations"]
@@ -38,7 +39,8 @@ def bonded(atoms: Atoms) -> NDArray[np.bool_]:
 
 
 def rotations(atoms: Atoms, bonds: Sequence[Sequence[int]] | None = None) -> tuple[Rotation, ...]:
-    """The bonds that can be turned: in no ring, with further atoms at both ends. The smaller end turns.
+    """The bonds that can be turned: in no ring, with further atoms at both ends. The smaller end turns, or the other
+    one where it has fixed atoms.
 
     Args:
         atoms: a molecule near its equilibrium geometry.
@@ -49,23 +51,23 @@ def rotations(atoms: Atoms, bonds: Sequence[Sequence[int]] | None = None) -> tup
     """
     if atoms.pbc.any():
         raise InputError("torsion moves need a molecule, not a periodic structure; set torsion_fraction=0")
-    graph = bonded(atoms)
+    graph, fixed = bonded(atoms), fixed_atoms(atoms, "the starting structure")
     every = [(int(i), int(j)) for i, j in np.argwhere(np.triu(graph))]
     found = []
     for i, j in every if bonds is None else bonds:
         if not (0 <= i < len(atoms) and 0 <= j < len(atoms) and graph[i, j]):
             raise InputError(f"bonds names {[i, j]}, which are not two bonded atoms of the starting structure")
-        turn = _rotation(graph, i, j)
+        turn = _rotation(graph, fixed, i, j)
         if turn is not None:
             found.append(turn)
         elif bonds is not None:
-            raise InputError(f"bonds names {[i, j]}, which is in a ring or has nothing to turn at one end")
+            raise InputError(f"bonds names {[i, j]}, which is in a ring or has nothing that can turn at one end")
     if not found:
         raise InputError("the starting structure has no bond that can be turned; set torsion_fraction=0")
     return tuple(found)
 
 
-def _rotation(graph: NDArray[np.bool_], i: int, j: int) -> Rotation | None:
+def _rotation(graph: NDArray[np.bool_], fixed: NDArray[np.bool_], i: int, j: int) -> Rotation | None:
     """The turn about a bond, or None if there is none."""
     cut = graph.copy()
     cut[i, j] = cut[j, i] = False
@@ -73,7 +75,9 @@ def _rotation(graph: NDArray[np.bool_], i: int, j: int) -> Rotation | None:
     if part[i] == part[j]:
         return None
     sides = {end: np.flatnonzero((part == part[end]) & (np.arange(len(part)) != end)) for end in (i, j)}
-    first, second = (i, j) if len(sides[j]) <= len(sides[i]) else (j, i)
-    if not len(sides[second]):
+    if not len(sides[i]) or not len(sides[j]):
         return None
-    return Rotation((first, second), tuple(sides[second].tolist()))
+    for first, second in sorted([(i, j), (j, i)], key=lambda bond: len(sides[bond[1]])):
+        if not fixed[sides[second]].any():
+            return Rotation((first, second), tuple(sides[second].tolist()))
+    return None

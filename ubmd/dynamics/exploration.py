@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from ubmd.data.inherit import Inherited
 from ubmd.dynamics.stopping import StopReason
 
 __all__ = ["Exploration", "frames_to_atoms"]
@@ -50,6 +51,8 @@ class Exploration:
     """[w] K, the thermostat's target or the Monte Carlo's; NaN if there is neither."""
     max_uncertainty: NDArray[np.float64]
     """[w] highest atomic uncertainty met at any step of this exploration, eV/Å."""
+    inherited: tuple[Inherited, ...] = ()
+    """[w] what frames have of their walker's start, such as charges and fixed atoms; empty if nothing is known."""
 
     @property
     def n_frames(self) -> int:
@@ -71,9 +74,10 @@ def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
 
     ``info`` holds walker, step, model_energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å) and tau;
     ``arrays`` holds atomic_uncertainty (eV/Å). They are the model's words, not labels, hence not attached as
-    a calculator's results.
+    a calculator's results. What a walker's start hands on is there besides.
     """
     frames = []
+    inherited = dict(zip(exploration.walkers.tolist(), exploration.inherited, strict=False))
     for i in range(exploration.n_frames):
         atoms = Atoms(
             numbers=exploration.numbers,
@@ -81,6 +85,8 @@ def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
             cell=exploration.cell[i],
             pbc=exploration.pbc,
         )
+        if exploration.walker[i] in inherited:
+            inherited[int(exploration.walker[i])].onto(atoms)
         atoms.info.update(
             walker=int(exploration.walker[i]),
             step=int(exploration.step[i]),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase import Atoms
 
 from ubmd.data.batch import collate
+from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.settings import in_turn
 from ubmd.dynamics.state import initial_state, resting_state
@@ -21,6 +24,9 @@ from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
 
 __all__ = ["Explorer", "WalkerExploration", "walker_starts"]
+
+
+log = logging.getLogger(__name__)
 
 
 def walker_starts(structures: Sequence[Atoms], n_walkers: int) -> list[Atoms]:
@@ -81,8 +87,26 @@ class Explorer:
         """Whether a step depends on the stress, and structures must be periodic in three directions."""
         return False
 
-    def check_periodic(self, atoms: Atoms, what: str) -> None:
-        """Raises InputError if steps depend on the stress and a structure, named ``what``, has none."""
+    @property
+    def moves_cell(self) -> bool:
+        """Whether a step changes the cell, and with it the positions of all atoms."""
+        return self.needs_stress
+
+    def check_start(self, atoms: Atoms, what: str) -> None:
+        """Raises InputError if walkers cannot start from a structure, named ``what``.
+
+        It must have a stress where steps depend on it, a free atom, and no fixed ones where steps change the cell.
+        """
+        fixed = fixed_atoms(atoms, what)
+        if fixed.all():
+            raise InputError(f"all {len(atoms)} atoms of {what} are fixed, so that nothing can move; free some of them")
+        if fixed.any() and self.moves_cell:
+            raise InputError(
+                f"{what} has {fixed.sum()} fixed atoms, which dynamics that change the cell would move; choose "
+                "dynamics=langevin or remove the constraint"
+            )
+        if atoms.has("momenta") and atoms.get_momenta().any():
+            log.info("the momenta of %s are not used: walkers start with those that the seed gives them", what)
         if self.needs_stress and not atoms.pbc.all():
             raise InputError(
                 f"dynamics at constant pressure needs structures that are periodic in three directions, but {what} has "
@@ -112,6 +136,7 @@ class Explorer:
         device: torch.device | str = "cpu",
         checkpoint: Path | None = None,
         on_progress: Callable[[int, int, float], None] | None = None,
+        reads: Collection[str] = (),
     ) -> Exploration:
         """Runs the walkers, or continues them from ``checkpoint`` if that exists; see :func:`run_walkers`.
 
@@ -124,14 +149,18 @@ class Explorer:
             device: to run on.
             checkpoint: file of the walkers' states.
             on_progress: called now and then with steps done, walkers running and the highest uncertainty.
+            reads: names of what a reference reads of a structure besides the usual; frames have it of their start.
         """
         seeds = [stage_seed(seed, round_index, Stage.WALKERS, w) for w in range(self.n_walkers)]
+        inherited = [Inherited.of(atoms, reads) for atoms in walker_starts(starts, self.n_walkers)]
         structures, integrator = self.begin(walker_starts(starts, self.n_walkers), seeds)
         batch = collate(structures, potential.cutoff + self.skin, dtype=dtype, device=device)
         state_of = resting_state if self.time_step is None else initial_state
         temperature = in_turn(self.temperature, torch.arange(self.n_walkers))
-        return run_walkers(
-            state_of(batch, temperature=temperature, seeds=seeds),
+        masses = torch.as_tensor(np.concatenate([atoms.get_masses() for atoms in structures]))
+        fixed = torch.as_tensor(np.concatenate([part.fixed for part in inherited]))
+        found = run_walkers(
+            state_of(batch, temperature=temperature, seeds=seeds, masses=masses, fixed=fixed),
             potential,
             integrator,
             self.stopping,
@@ -141,6 +170,16 @@ class Explorer:
             checkpoint_interval=self.checkpoint_interval,
             on_progress=on_progress,
         )
+        return _inheriting(found, structures, inherited)
+
+
+def _inheriting(found: Exploration, starts: Sequence[Atoms], inherited: Sequence[Inherited]) -> Exploration:
+    """Frames with what they have of their starts, fixed atoms at the very places that walkers only know rounded."""
+    positions = found.positions.copy()
+    for i, walker in enumerate(found.walker):
+        fixed = inherited[walker].fixed
+        positions[i, fixed] = starts[walker].positions[fixed]
+    return replace(found, positions=positions, inherited=tuple(inherited[walker] for walker in found.walkers))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,7 @@ class LangevinStep:
 
     def second_half(self, state: WalkerState, prediction: Prediction, noise: Tensor) -> WalkerState:
         """The other half step in momentum, with the prediction at the new positions and the same noise."""
-        forces = prediction.forces.to(state.momenta.dtype)
-        momenta = self._half_kick(state.momenta, forces, noise)
+        momenta = self._half_kick(state.momenta, state.moving_forces(prediction), noise)
         return state.observed(prediction, momenta=momenta, step=state.step + 1)
 
 
@@ -97,6 +96,8 @@ class Langevin:
         mass = state.masses.double()
         kelvin = state.temperature.double()[state.batch.system_idx]
         sigma = torch.sqrt(2 * KB * ACCELERATION * friction * kelvin / mass)  # Å/fs^1.5
+        if state.fixed is not None:
+            sigma = sigma.masked_fill(state.fixed, 0.0)  # without noise and forces there is no momentum
         c3 = sigma * (math.sqrt(dt) / 2 - dt**1.5 * friction / 8)
         c5 = sigma * (dt**1.5 / (2 * math.sqrt(3)))
 

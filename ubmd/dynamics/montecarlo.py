@@ -82,13 +82,14 @@ class Metropolis:
     needs_stress: ClassVar[bool] = False
 
     def prepare(self, state: WalkerState) -> MetropolisStep:
-        """Tensors for this set of walkers, which must be molecules of the same atoms."""
+        """Tensors for this set of walkers, which must be molecules of the same atoms, the same of them fixed."""
         n_atoms, device = len(state.batch.numbers) // state.n_walkers, state.batch.positions.device
         moved = torch.zeros(len(self.rotations), n_atoms, dtype=torch.bool)
         for row, rotation in enumerate(self.rotations):
             moved[row, list(rotation.moved)] = True
         axes = torch.tensor([rotation.axis for rotation in self.rotations]).view(-1, 2)
-        return MetropolisStep(self.settings, KB * state.temperature.double(), axes.to(device), moved.to(device))
+        free = torch.arange(n_atoms, device=device) if state.fixed is None else (~state.fixed[:n_atoms]).nonzero()[:, 0]
+        return MetropolisStep(self.settings, KB * state.temperature.double(), axes.to(device), moved.to(device), free)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class MetropolisStep:
     """[m, 2] atoms of the bonds that are turned."""
     moved: Tensor
     """[m, n] True for the atoms that turn with a bond."""
+    free: Tensor
+    """[k] atoms that are not fixed, the same in all walkers."""
 
     def first_half(self, state: WalkerState, noise: Tensor) -> WalkerState:
         """The proposed positions; forces and observables stay those of the present state.
@@ -129,7 +132,7 @@ class MetropolisStep:
         n_atoms, n_turns = positions.shape[1], len(self.axes)
         # float64, as no uniform number may round to 1
         kind, place, turn = _uniform(torch.cat([numbers[:, 0, 1, :2], numbers[:, 0, 0, :1]], dim=1)).unbind(1)
-        atom = (place * n_atoms).long()
+        atom = self.free[(place * len(self.free)).long()]
         chosen = torch.arange(n_atoms, device=atom.device) == atom[:, None]
         shift = self.settings.displacement * numbers[:, :, 0]
         proposed = torch.where(chosen[..., None], positions + shift, positions)

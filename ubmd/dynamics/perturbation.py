@@ -51,7 +51,8 @@ class RandomPerturbation:
         """Itself: nothing depends on the set of walkers.
 
         Raises:
-            InputError: if a cell is to be strained where there is none, or in structures below three atoms.
+            InputError: if a cell is to be strained where there is none, in structures below three atoms, or with
+                fixed atoms.
         """
         if self.strain and not bool(state.batch.pbc.all()):
             raise InputError(
@@ -59,6 +60,8 @@ class RandomPerturbation:
             )
         if self.strain and bool((state.batch.n_atoms < 3).any()):
             raise InputError("strain needs structures of at least three atoms; use a supercell")
+        if self.strain and state.fixed is not None:
+            raise InputError(f"strain={self.strain} would move fixed atoms with the cell; set it to 0, or free them")
         return self
 
     def first_half(self, state: WalkerState, noise: Tensor) -> WalkerState:
@@ -73,7 +76,10 @@ class RandomPerturbation:
         start, cell = batch.positions.view(state.n_walkers, -1, 3), batch.cell
         start, cell = state.memory.get(POSITIONS, start), state.memory.get(CELL, cell)
         uniform = torch.erf(noise.view(state.n_walkers, -1, 2, 3) * 0.5**0.5)  # in (-1, 1)
-        positions, strained = start + self.displacement * uniform[:, :, 0], cell
+        shift = self.displacement * uniform[:, :, 0]
+        if state.fixed is not None:
+            shift = shift.masked_fill(state.fixed.view(state.n_walkers, -1, 1), 0.0)
+        positions, strained = start + shift, cell
         if self.strain:
             a = self.strain * uniform[:, :3, 1]
             deform = _square_root(torch.eye(3, dtype=a.dtype, device=a.device) + a + a.transpose(1, 2))
@@ -102,6 +108,10 @@ class PerturbationExploration(Explorer):
     """
 
     integrator: RandomPerturbation
+
+    @property
+    def moves_cell(self) -> bool:
+        return self.integrator.strain > 0
 
     def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], RandomPerturbation]:
         return structures, self.integrator

@@ -35,7 +35,8 @@ class WalkerState:
     masses: Tensor
     """[n_atoms] amu."""
     forces: Tensor
-    """[n_atoms, 3] eV/Å of the last prediction (biased if the potential is); zeros before the first one."""
+    """[n_atoms, 3] eV/Å of the last prediction (biased if the potential is); zeros before the first one, and always
+    on fixed atoms."""
     temperature: Tensor
     """[n_walkers] K, what the thermostat aims at."""
     seed: Tensor
@@ -54,6 +55,8 @@ class WalkerState:
     """What the potential remembers; the first axis of each tensor counts walkers."""
     extended: dict[str, Tensor]
     """Variables of thermostat and barostat, if the integrator has any; the first axis counts walkers."""
+    fixed: Tensor | None = None
+    """[n_atoms] bool, atoms that stay where they are, without momentum and force; None: all atoms move."""
     energy: Tensor | None = None
     """[n_walkers] eV, float64, without the bias."""
     uncertainty: Tensor | None = None
@@ -81,6 +84,12 @@ class WalkerState:
         """[n_walkers] highest atomic uncertainty of each walker, eV/Å; NaN wins; None if not predicted."""
         return None if self.atomic_uncertainty is None else self.batch.max_atoms(self.atomic_uncertainty)
 
+    def moving_forces(self, prediction: Prediction) -> Tensor:
+        """[n_atoms, 3] eV/Å that move the atoms: those predicted, none on fixed atoms."""
+        # a float64 force must not silently promote a float32 run
+        forces = prediction.forces.to(self.momenta.dtype)
+        return forces if self.fixed is None else forces.masked_fill(self.fixed[:, None], 0.0)
+
     def replace(self, **changes: object) -> WalkerState:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # pyright: ignore[reportArgumentType]
@@ -89,8 +98,7 @@ class WalkerState:
         """A copy with the forces, stress, observables and memory of ``prediction``, and ``changes`` besides."""
         energy, bias = prediction.energy, prediction.bias_energy
         return self.replace(
-            # a float64 force must not silently promote a float32 run
-            forces=prediction.forces.to(self.momenta.dtype),
+            forces=self.moving_forces(prediction),
             energy=energy if bias is None else energy - bias,
             uncertainty=prediction.uncertainty,
             atomic_uncertainty=prediction.atomic_uncertainty,
@@ -143,7 +151,7 @@ class WalkerState:
             raise InputError(f"saved walkers do not fit this version's WalkerState: {error}") from error
 
 
-_PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "atomic_uncertainty")
+_PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "fixed", "atomic_uncertainty")
 _PER_WALKER = (
     *("temperature", "seed", "step", "walker", "listed_cell", "start_cell"),
     *("energy", "uncertainty", "tau", "bias_energy", "stress"),
@@ -166,6 +174,7 @@ def initial_state(
     temperature: float | Sequence[float] | Tensor,
     seeds: Sequence[int] | np.ndarray | Tensor,
     masses: Tensor | None = None,
+    fixed: Tensor | None = None,
     walkers: Sequence[int] | None = None,
 ) -> WalkerState:
     """Walkers at the structures of ``batch`` with momenta from the Maxwell-Boltzmann distribution.
@@ -173,17 +182,18 @@ def initial_state(
     Each walker's momenta come from its own stream, so they do not depend on the other walkers. The total
     momentum of each walker is removed by subtracting its centre-of-mass velocity, as ASE's ``Stationary``
     does with ``preserve_temperature=False``; the kinetic temperature is not rescaled, and rotation is kept.
-    A walker of one atom keeps its momentum.
+    A walker of one atom, or with fixed atoms, keeps its momentum.
 
     Args:
         batch: one structure a walker; labels are dropped.
         temperature: K, one for all or one a walker; must be positive.
         seeds: [n_walkers] non-negative integers; give each walker its own.
         masses: [n_atoms] amu; by default the standard atomic weights.
+        fixed: [n_atoms] bool, atoms that stay where they are; by default none.
         walkers: [n_walkers] identities, by default 0, 1, ...
 
     Raises:
-        InputError: for a temperature, seed, mass or identity that makes no sense.
+        InputError: for a temperature, seed, mass or identity that makes no sense, or a walker without a free atom.
     """
     device, dtype, n_walkers = batch.positions.device, batch.positions.dtype, batch.n_systems
     target = torch.as_tensor(temperature, dtype=torch.float64).cpu()
@@ -199,11 +209,12 @@ def initial_state(
     if masses is None:
         masses = torch.as_tensor(atomic_masses)[batch.numbers.cpu()]
     mass = masses.detach().cpu().double()
-    if mass.shape != batch.numbers.shape or not bool((mass > 0).all()):
+    if mass.shape != batch.numbers.shape or not bool(((mass > 0) & mass.isfinite()).all()):
         raise InputError(f"masses must be {len(batch.numbers)} positive numbers in amu, one an atom")
+    fixed = _checked_fixed(batch, fixed)
     return WalkerState(
         batch=batch.replace(energy=None, forces=None, stress=None),
-        momenta=_thermal_momenta(batch.n_atoms.cpu(), mass, target, seed).to(device, dtype),
+        momenta=_thermal_momenta(batch.n_atoms.cpu(), mass, fixed, target, seed).to(device, dtype),
         masses=mass.to(device, dtype),
         forces=torch.zeros_like(batch.positions),
         temperature=target.to(device, dtype),
@@ -215,7 +226,18 @@ def initial_state(
         start_cell=batch.cell,
         memory={},
         extended={},
+        fixed=None if fixed is None else fixed.to(device),
     )
+
+
+def _checked_fixed(batch: AtomicBatch, fixed: Tensor | None) -> Tensor | None:
+    """[n_atoms] bool on the CPU; None if no atom is fixed."""
+    if fixed is None or not bool(fixed.any()):
+        return None
+    free = batch.sum_atoms(1 - fixed.to(batch.n_atoms))
+    if not bool((free > 0).all()):
+        raise InputError(f"all atoms of walker {int(free.argmin())} are fixed; free some, or there is nothing to move")
+    return fixed.detach().cpu()
 
 
 def resting_state(
@@ -223,6 +245,8 @@ def resting_state(
     *,
     seeds: Sequence[int] | np.ndarray | Tensor,
     temperature: float | Sequence[float] | Tensor = float("nan"),
+    masses: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> WalkerState:
     """Walkers without momenta at the structures of ``batch``, for steps that are not steps in time.
 
@@ -230,23 +254,31 @@ def resting_state(
         batch: one structure a walker; labels are dropped.
         seeds: [n_walkers] non-negative integers; give each walker its own.
         temperature: K, what the walkers' states are weighted by, one for all or one a walker; NaN if there is none.
+        masses: [n_atoms] amu; by default the standard atomic weights.
+        fixed: [n_atoms] bool, atoms that stay where they are; by default none.
 
     Raises:
-        InputError: for a seed that makes no sense.
+        InputError: for a seed or mass that makes no sense, or a walker without a free atom.
     """
-    state = initial_state(batch, temperature=1.0, seeds=seeds)
+    state = initial_state(batch, temperature=1.0, seeds=seeds, masses=masses, fixed=fixed)
     kelvin = torch.as_tensor(temperature).to(state.temperature).expand_as(state.temperature)
     return state.replace(momenta=torch.zeros_like(state.momenta), temperature=kelvin.clone())
 
 
-def _thermal_momenta(n_atoms: Tensor, masses: Tensor, temperature: Tensor, seeds: np.ndarray) -> Tensor:
-    """[n_atoms, 3] amu Å/fs without total momentum, float64."""
-    parts = zip(masses.split(n_atoms.tolist()), temperature.tolist(), seeds.tolist(), strict=True)
+def _thermal_momenta(
+    n_atoms: Tensor, masses: Tensor, fixed: Tensor | None, temperature: Tensor, seeds: np.ndarray
+) -> Tensor:
+    """[n_atoms, 3] amu Å/fs, float64: without total momentum, unless some atoms are fixed and take it up."""
+    still = torch.zeros(len(masses), dtype=torch.bool) if fixed is None else fixed
+    sizes = n_atoms.tolist()
+    parts = zip(masses.split(sizes), still.split(sizes), temperature.tolist(), seeds.tolist(), strict=True)
     momenta = []
-    for mass, kelvin, seed in parts:
+    for mass, held, kelvin, seed in parts:
         normals = torch.as_tensor(stream(seed, MOMENTA_STREAM).standard_normal((len(mass), 3)))
         momentum = (mass[:, None] * (KB * kelvin * ACCELERATION)).sqrt() * normals
-        if len(mass) > 1:
+        if held.any():
+            momentum = momentum.masked_fill(held[:, None], 0.0)
+        elif len(mass) > 1:
             momentum = momentum - mass[:, None] * (momentum.sum(0) / mass.sum())
         momenta.append(momentum)
     return torch.cat(momenta)
@@ -264,8 +296,10 @@ def evaluate(state: WalkerState, potential: WalkerPotential, *, stress: bool = F
 
 
 def degrees_of_freedom(state: WalkerState) -> Tensor:
-    """[n_walkers] number of thermalised degrees of freedom: all 3N, the centre of mass included."""
-    return 3 * state.batch.n_atoms
+    """[n_walkers] number of thermalised degrees of freedom: three for each free atom, the centre of mass included."""
+    if state.fixed is None:
+        return 3 * state.batch.n_atoms
+    return 3 * state.batch.sum_atoms((~state.fixed).to(state.batch.n_atoms))
 
 
 def kinetic_temperature(state: WalkerState) -> Tensor:

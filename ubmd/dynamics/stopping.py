@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.dynamics.state import WalkerState, kinetic_temperature
+from ubmd.dynamics.state import WalkerState, degrees_of_freedom, kinetic_temperature
 from ubmd.errors import InputError
 
 __all__ = ["StopReason", "StoppingRules", "stop_reasons"]
@@ -62,8 +62,8 @@ class StoppingRules:
         max_steps: number of steps.
         min_distance: Å between any two atoms, periodic images included. The shortest bond there is (H-H) has
             0.74 Å and rarely vibrates below 0.6 Å.
-        max_temperature_factor: limit on kinetic / target temperature. With N atoms the limit is this factor
-            times 1 + 2/N, because the temperature of one or two atoms fluctuates manifold in equilibrium.
+        max_temperature_factor: limit on kinetic / target temperature. With N free atoms the limit is this
+            factor times 1 + 2/N, because the temperature of one or two atoms fluctuates manifold in equilibrium.
         max_volume_factor: limit on volume / volume at the start and on its inverse, for dynamics that move the cell.
         min_height_factor: limit on the distance between opposite faces of the cell / that at the start. A shear
             lowers it at constant volume: sheared by gamma, a cube has faces at 1 / sqrt(1 + gamma²) of the distance.
@@ -113,7 +113,8 @@ def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:
             above = highest > rules.uncertainty_threshold
             reasons = reasons.masked_fill(above, int(StopReason.UNCERTAINTY))
     if rules.max_temperature_factor is not None:
-        limit = state.temperature * (rules.max_temperature_factor * (1 + 2 / batch.n_atoms))
+        free = degrees_of_freedom(state) / 3
+        limit = state.temperature * (rules.max_temperature_factor * (1 + 2 / free))
         reasons = reasons.masked_fill(temperature > limit, int(StopReason.TEMPERATURE))
     if rules.min_distance is not None:
         close = batch.max_atoms(-_nearest_squared(batch)) > -(rules.min_distance**2)

@@ -18,8 +18,11 @@ Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an 
     /walkers/steps        [w]        int64            step at which the walker stopped
     /walkers/temperature  [w]        float64  K
     /walkers/max_uncertainty [w]     float64  eV/Å    highest atomic uncertainty at any step
+    /walkers/inherited    [w]        string           JSON of what frames have of the walker's start: "arrays" by name,
+                                                      "info" by key and the indices of "fixed" atoms
 
-What the potential did not predict is NaN.
+What the potential did not predict is NaN. Files of earlier releases have no /walkers/inherited: their frames are
+elements and positions alone.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ubmd.data.inherit import Inherited
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
@@ -38,6 +42,7 @@ from ubmd.files import replaced
 __all__ = ["read_trajectory", "write_trajectory"]
 
 _FORMAT, _VERSION = "ubmd-trajectory", 1
+_INHERITED = "walkers/inherited"
 
 # field of Exploration -> dataset and units; the one place where the layout is written down for the machine
 _LAYOUT: dict[str, tuple[str, str]] = {
@@ -69,6 +74,8 @@ def write_trajectory(path: Path | str, exploration: Exploration) -> None:
             packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if values.size else {}
             dataset = file.create_dataset(name, data=values, **packing)
             dataset.attrs["units"] = unit
+        records = np.array([part.record() for part in exploration.inherited], dtype=object)
+        file.create_dataset(_INHERITED, data=records, dtype=h5py.string_dtype()).attrs["units"] = "1"
         for reason in StopReason:
             file["walkers/reason"].attrs[f"value {reason:d}"] = reason.description
 
@@ -86,6 +93,8 @@ def read_trajectory(path: Path | str) -> Exploration:
             if file.attrs.get("format") != _FORMAT or file.attrs.get("version") != _VERSION:
                 raise InputError(f"{path} is not a {_FORMAT} file of version {_VERSION}")
             values: dict[str, Any] = {field: file[name][()] for field, (name, _) in _LAYOUT.items()}  # pyright: ignore
-    except (OSError, KeyError) as error:
+            records = file[_INHERITED].asstr()[()] if _INHERITED in file else []  # pyright: ignore
+            inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)  # pyright: ignore
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"trajectory {path} cannot be read: {error}") from error
-    return Exploration(**values)
+    return Exploration(**values, inherited=inherited)

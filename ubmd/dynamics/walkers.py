@@ -103,9 +103,9 @@ def run_walkers(
         progress_interval: steps between these calls.
 
     Raises:
-        InputError: if walkers differ in composition, a setting is out of range, a threshold is set for a
-            potential without uncertainties, the pressure is to be constant in a system that is not periodic in
-            three directions, or the checkpoint is damaged or another run's.
+        InputError: if walkers differ in composition or in what is fixed, a setting is out of range, a threshold is
+            set for a potential without uncertainties, the pressure is to be constant in a system that is not
+            periodic in three directions or has fixed atoms, or the checkpoint is damaged or another run's.
     """
     _check_intervals(frame_interval, checkpoint_interval, progress_interval, skin)
     numbers, pbc = _composition(state)
@@ -158,6 +158,9 @@ def _composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
         raise InputError("walkers must all have the same atoms in the same order; run other systems separately")
     if not bool((pbc == pbc[0]).all()):
         raise InputError("walkers must all be periodic along the same lattice vectors; run others separately")
+    fixed = None if state.fixed is None else state.fixed.view(len(counts), -1)
+    if fixed is not None and not bool((fixed == fixed[0]).all()):
+        raise InputError("walkers must all have the same fixed atoms; run others separately")
     return numbers[: counts[0]].numpy(), pbc[0].numpy()
 
 
@@ -287,8 +290,8 @@ class _Run:
         return Exploration(
             numbers=numbers,
             pbc=pbc,
-            **{key: value[frame_order] for key, value in frames.items()},
-            **{key: value[fate_order] for key, value in fates.items()},
+            **{key: value[frame_order] for key, value in frames.items()},  # pyright: ignore[reportArgumentType]
+            **{key: value[fate_order] for key, value in fates.items()},  # pyright: ignore[reportArgumentType]
         )
 
 

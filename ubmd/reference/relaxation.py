@@ -16,6 +16,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ubmd.data.inherit import Inherited, descendant, fixed_atoms
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.files import locked
@@ -64,6 +65,8 @@ class ReferenceCalculator(Calculator):
 class Relaxation:
     """Finds the minimum of a reference nearest to a structure, with the cell where that is periodic.
 
+    Fixed atoms stay where they are, and with them the cell.
+
     Args:
         folder: of the relaxed structures, one file for each structure, reference and ``fmax``, and of
             ``labels.db``, from which an interrupted relaxation continues.
@@ -102,7 +105,7 @@ class Relaxation:
         Raises:
             InputError: the reference fails, gives no stress for a crystal, or the limit of steps is reached.
         """
-        if atoms.pbc.all() and not reference.has_stress:
+        if _moves_cell(atoms) and not reference.has_stress:
             raise InputError(
                 f"system.relax: {type(reference).__name__} computes no stress, which a crystal's cell is relaxed by; "
                 "choose another reference or set system.relax=null"
@@ -122,14 +125,15 @@ class Relaxation:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for values in (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc):
             digest.update(np.ascontiguousarray(values).tobytes())
+        digest.update(Inherited.of(atoms).record().encode())
         return Path(self.folder) / f"{atoms.get_chemical_formula()}-{digest.hexdigest()[:12]}.extxyz"
 
     def _relaxed(
         self, atoms: Atoms, calculator: ReferenceCalculator, on_step: Callable[[int, float], None] | None
     ) -> Atoms:
-        moving = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        moving = descendant(atoms)
         moving.calc = calculator
-        target = FrechetCellFilter(moving, exp_cell_factor=CELL_FACTOR) if moving.pbc.all() else moving
+        target = FrechetCellFilter(moving, exp_cell_factor=CELL_FACTOR) if _moves_cell(moving) else moving
         optimiser = BFGS(target, logfile=None)  # pyright: ignore[reportArgumentType]
         largest = np.nan
         try:
@@ -146,3 +150,8 @@ class Relaxation:
             )
         moving.calc = None
         return label_structures([moving], calculator.reference, calculator.store, max_force=None).labelled[0]
+
+
+def _moves_cell(atoms: Atoms) -> bool:
+    """Whether the cell is relaxed too; it would take fixed atoms along."""
+    return bool(atoms.pbc.all()) and not fixed_atoms(atoms, "system.structure").any()
