@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 
 from ubmd import cli
 from ubmd.analysis.metrics import COLUMNS, read_metrics
@@ -167,12 +168,17 @@ def test_finished_run_is_left_as_it_is(uninterrupted: Path, cache: Path) -> None
 
 def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
-    ase.io.write(tmp_path / "my.xyz", molecule("CH3CH2OH"))
+    start = molecule("CH3CH2OH")
+    start.info.update(charge=1, solvent="thf")
+    start.set_initial_charges([0.5, 0.5] + [0] * 7)
+    start.set_masses([13.003, *start.get_masses()[1:]])
+    start.set_constraint(FixAtoms([0, 1]))
+    ase.io.write(tmp_path / "my.xyz", start, format="extxyz")
     own = [o for o in TINY if not o.startswith(("experiment", "data.test"))]
     code = cli.main(
         [
             *("learn", "system.structure=" + str(tmp_path / "my.xyz"), "reference=ase"),
-            *("reference.calculator._target_=ase.calculators.emt.EMT", *own),
+            *("reference.calculator._target_=ase.calculators.emt.EMT", "+reference.reads=[solvent]", *own),
             *("trainer.max_epochs=-1", "data.batch_size=8"),
         ]
     )
@@ -182,6 +188,14 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8, 12]
     assert rows[0]["coverage"] is None
     assert rows[0]["force_rmse_ev_per_ang"] is None
+    structures = read_labelled(folder / "dataset.extxyz")
+    assert [a.info["round"] for a in structures] == [-1] * 4 + [0] * 4 + [1] * 4
+    for atoms in structures:  # what belongs to the molecule is there in every round
+        assert (atoms.info["charge"], atoms.info["solvent"]) == (1, "thf")
+        assert atoms.get_initial_charges().sum() == 1
+        assert atoms.get_masses()[0] == 13.003
+        assert atoms.constraints[0].index.tolist() == [0, 1]
+        np.testing.assert_allclose(atoms.positions[:2], start.positions[:2], atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def _label_initial(run: Run) -> None:
     """Labels the structures that the first round trains on, as far as they have no labels."""
     if run.store.structures(0):
         return
-    structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB))
+    structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB), run.reference.reads)
     unknown = [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
         # labels belong to the coordinates as the data set's file holds them
@@ -224,7 +224,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
     calibrate = Calibrate(uncertainty, **calibration, done=save)
     bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
-    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress)
+    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
     acquire = Acquire(
         explore,
         uncertainty,

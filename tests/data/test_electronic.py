@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from ubmd.data.electronic import (
     ElectronicState,
     Stated,
-    carry,
+    charge_and_unpaired,
     check_state_options,
     electronic_state,
     handed_on,
@@ -115,9 +115,21 @@ def test_both_ways_of_stating_it_are_handed_on() -> None:
     assert handed_on(water(charge=0)).arrays.keys() == water().arrays.keys()
 
 
-def test_what_is_carried_is_copied() -> None:
-    source, target = water([1, 0, 0], charge=1, note="x"), molecule("H2O")
-    carry(source, target, ("initial_charges", "charge", "initial_magmoms"))
-    assert target.info == {"charge": 1}
-    target.arrays["initial_charges"][0] = 5
-    assert source.arrays["initial_charges"][0] == 1
+@pytest.mark.parametrize(
+    ("atoms", "expected"),
+    [
+        (water(), (0, 0)),
+        (water(charge=1), (1, 1)),
+        (water([0.5, 0.5, 0.001]), (1, 1)),
+        (water(spin=3), (0, 2)),
+        (water(charge=1, spin=2), (1, 1)),
+        (water(magmoms=[1, 1, 0]), (0, 2)),
+        (bulk("Fe"), (0, 0)),
+    ],
+)
+def test_states_are_told_apart(atoms: Atoms, expected: tuple[float, float]) -> None:
+    assert charge_and_unpaired(atoms) == expected
+    if atoms.pbc.any():
+        atoms.set_initial_magnetic_moments([2.2])
+        assert charge_and_unpaired(atoms) == expected
+        assert atoms.has("initial_magmoms")

@@ -147,6 +147,42 @@ def test_fixed_atoms_stay_where_a_run_starts() -> None:
     assert System(bulk("Cu", cubic=True), initial=[held(a, 0) for a in cubes(40.0, 44.0, repeat=2)]).n_start == 2
 
 
+def ion(**info: int) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.rattle(0.01, seed=len(info))
+    atoms.info.update(info)
+    return atoms
+
+
+def test_perturbed_structures_are_of_the_same_state() -> None:
+    atoms = ion(charge=1, spin=2)
+    atoms.info["solvent"] = "thf"
+    for found in System(atoms).initial_structures(np.random.default_rng(0), reads=("solvent",)):
+        assert found.info == {"charge": 1, "spin": 2, "solvent": "thf"}
+
+
+@pytest.mark.parametrize(
+    ("structure", "initial", "message"),
+    [
+        (
+            ion(charge=1),
+            [ion(charge=1), ion()],
+            "structure 1 of system.initial has the charge 0 and 0 unpaired electrons",
+        ),
+        (
+            ion(),
+            [ion(charge=1), ion(charge=1)],
+            "charge 1 and 1 unpaired electrons, system.structure the charge 0 and 0",
+        ),
+        (ion(spin=3), [ion(spin=3), ion(spin=1)], "charge 0 and 0 unpaired electrons, structure 0 the charge 0 and 2"),
+    ],
+)
+def test_a_run_is_of_one_charge_and_spin(structure: Atoms, initial: list[Atoms], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        System(structure, initial=initial)
+    assert System(ion(charge=1), initial=[ion(charge=1, spin=2), ion(charge=1)]).n_start == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ase import Atoms
 from lightning.pytorch import Callback, Trainer
@@ -29,6 +29,7 @@ class Explore(Callback):
         folder: of the round.
         seed: root seed of the run.
         progress: display.
+        reads: names of what the reference reads of a structure besides the usual.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Explore(Callback):
         folder: RoundFolder,
         seed: int,
         progress: RunProgress,
+        reads: Collection[str] = (),
     ):
-        self.exploration, self.bias, self.starts = exploration, bias, starts
+        self.exploration, self.bias, self.starts, self.reads = exploration, bias, starts, reads
         self.folder, self.seed, self.progress = folder, seed, progress
         self.result: Exploration | None = None
         self.seconds = 0.0
@@ -70,4 +72,5 @@ class Explore(Callback):
                 device=module.device,
                 checkpoint=self.folder.walkers,
                 on_progress=show,
+                reads=self.reads,
             )

@@ -8,7 +8,6 @@ multiplicity 2S + 1 as in the data sets of molecular potentials (1 for a singlet
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,15 @@ from ase import Atoms
 
 from ubmd.errors import InputError
 
-__all__ = ["ELECTRONIC", "ElectronicState", "carry", "check_state_options", "electronic_state", "handed_on", "stated"]
+__all__ = [
+    "ELECTRONIC",
+    "ElectronicState",
+    "charge_and_unpaired",
+    "check_state_options",
+    "electronic_state",
+    "handed_on",
+    "stated",
+]
 
 CHARGE_KEYS = ("charge", "total_charge")
 SPIN_KEYS = ("spin", "multiplicity", "spin_multiplicity")
@@ -115,6 +122,24 @@ def electronic_state(atoms: Atoms, *, charge: int | None = None, multiplicity: i
     return ElectronicState(charge, multiplicity, 1 + electrons % 2)
 
 
+def charge_and_unpaired(atoms: Atoms) -> tuple[float, float]:
+    """Total charge (e) and number of unpaired electrons, as stated or else 0 and the lowest, to tell states apart.
+
+    Moments of a periodic structure's atoms are first guesses, which state nothing here.
+
+    Raises:
+        InputError: as :func:`stated`.
+    """
+    if atoms.pbc.any() and "initial_magmoms" in atoms.arrays:
+        atoms = atoms.copy()
+        del atoms.arrays["initial_magmoms"]
+    found = stated(atoms)
+    charge = found.charge or 0.0
+    charge = float(round(charge)) if _is_whole(charge) else charge
+    lowest = (int(atoms.numbers.sum()) - round(charge)) % 2
+    return charge, float(lowest if found.unpaired is None else found.unpaired)
+
+
 def check_state_options(charge: object, multiplicity: object) -> None:
     """Raises InputError for a charge that is no whole number or a multiplicity that is no positive one."""
     if charge is not None and (isinstance(charge, bool) or not isinstance(charge, int)):
@@ -148,21 +173,6 @@ def handed_on(atoms: Atoms) -> Atoms:
         if number and key not in atoms.info and stated_here and _is_whole(number):
             copy.info[key] = round(number) + offset
     return copy
-
-
-def carry(source: Atoms, target: Atoms, names: Iterable[str]) -> None:
-    """Gives a structure of the same atoms what another one has of arrays and entries of ``info``, copied.
-
-    Args:
-        source: has them, or some of them.
-        target: receives them, in place.
-        names: of arrays and entries, such as ``Reference.reads``.
-    """
-    for name in names:
-        if name in source.arrays:
-            target.arrays[name] = source.arrays[name].copy()
-        if name in source.info:
-            target.info[name] = source.info[name]
 
 
 def _entry(atoms: Atoms, keys: tuple[str, ...]) -> float | None:

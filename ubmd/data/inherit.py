@@ -13,14 +13,13 @@ from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from numpy.typing import NDArray
 
+from ubmd.data.electronic import ELECTRONIC
 from ubmd.errors import InputError
 
-__all__ = ["ARRAYS", "INFO", "Inherited", "descendant", "fixed_atoms"]
+__all__ = ["INHERITED", "Inherited", "descendant", "fixed_atoms"]
 
-ARRAYS = ("masses", "tags", "initial_charges", "initial_magmoms")
-"""Arrays that are true of a structure wherever its atoms are."""
-INFO = ("charge", "spin")
-"""Entries of ``info`` that are: total charge (e) and spin multiplicity."""
+INHERITED = ("masses", "tags", *ELECTRONIC)
+"""Arrays and entries of ``info`` that are true of a structure wherever its atoms are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +37,15 @@ class Inherited:
 
     @classmethod
     def of(cls, atoms: Atoms, reads: Collection[str] = ()) -> Inherited:
-        """What ``atoms`` hands on: :data:`ARRAYS`, :data:`INFO`, fixed atoms, and what a reference ``reads`` besides.
+        """What ``atoms`` hands on: :data:`INHERITED`, fixed atoms, and what a reference ``reads`` besides.
 
         Raises:
             InputError: for a constraint that is not kept, see :func:`fixed_atoms`.
         """
-        arrays = {name: atoms.arrays[name].copy() for name in dict.fromkeys([*ARRAYS, *reads]) if name in atoms.arrays}
-        info = {name: atoms.info[name] for name in dict.fromkeys([*INFO, *reads]) if name in atoms.info}
-        return cls(arrays, copy.deepcopy(info), fixed_atoms(atoms, "the structure"))
+        names = dict.fromkeys([*INHERITED, *reads])
+        arrays = {name: atoms.arrays[name].copy() for name in names if name in atoms.arrays}
+        info = {name: copy.deepcopy(atoms.info[name]) for name in names if name in atoms.info}
+        return cls(arrays, info, fixed_atoms(atoms, "the structure"))
 
     def onto(self, atoms: Atoms) -> Atoms:
         """``atoms``, which has as many atoms, with all of it."""

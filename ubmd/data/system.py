@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from ubmd.data.electronic import charge_and_unpaired
 from ubmd.data.inherit import fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import perturb
@@ -62,6 +63,7 @@ class System:
             object.__setattr__(self, "structure", read_structures(self.structure, index="0")[0])
         check_structure(self.atoms, "system.structure")
         fixed_atoms(self.atoms, "system.structure")
+        charge_and_unpaired(self.atoms)
         _check_phases(self.phases)
         if self.species is None:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
@@ -123,12 +125,19 @@ class System:
         """[n_torsions, 4] atom indices."""
         return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
 
-    def initial_structures(self, rng: np.random.Generator) -> list[Atoms]:
-        """The structures that a run starts from: of ``initial`` in random order, or perturbed ones."""
+    def initial_structures(self, rng: np.random.Generator, reads: Collection[str] = ()) -> list[Atoms]:
+        """The structures that a run starts from: of ``initial`` in random order, or perturbed ones.
+
+        Args:
+            rng: the random stream.
+            reads: names of what a reference reads of a structure besides the usual, for perturbed ones to have.
+        """
         if self.initial is not None:
             # in the order of a file, the first walkers might all start from its smallest cells
             return [self.given[i].copy() for i in rng.permutation(len(self.given))[: self.n_start]]
-        return perturb(self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng)
+        return perturb(
+            self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng, reads=reads
+        )
 
     def volume_scale(self, n_atoms: int) -> float:
         """Factor that turns the volume of a cell with ``n_atoms`` atoms into one comparable with ``phases``."""
@@ -146,9 +155,9 @@ class System:
                     f"structure {number} of system.initial is of other atoms, in another order or periodic along other "
                     "directions; start from structures of one system"
                 )
-            _check_same_fixed(atoms, first, f"structure {number} of system.initial", "structure 0")
+            _check_same_kind(atoms, first, f"structure {number} of system.initial", "structure 0")
         if np.array_equal(first.numbers, self.atoms.numbers):
-            _check_same_fixed(first, self.atoms, "structure 0 of system.initial", "system.structure")
+            _check_same_kind(first, self.atoms, "structure 0 of system.initial", "system.structure")
         kept = [a for a in found if self.max_volume is None or self._scaled_volume(a) <= self.max_volume]
         if len(kept) < 2:
             limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
@@ -159,8 +168,18 @@ class System:
         return self.volume_scale(len(atoms)) * abs(np.linalg.det(np.asarray(atoms.cell)))
 
 
-def _check_same_fixed(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
-    """Refuses structures that do not fix the same atoms."""
+def _check_same_kind(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
+    """Refuses structures of the same atoms that differ in charge, spin or what is fixed: one data set is of one system.
+
+    Raises:
+        InputError: naming both.
+    """
+    (charge, unpaired), (charge_before, unpaired_before) = charge_and_unpaired(atoms), charge_and_unpaired(other)
+    if (charge, unpaired) != (charge_before, unpaired_before):
+        raise InputError(
+            f"{what} has the charge {charge:g} and {unpaired:g} unpaired electrons, {which} the charge "
+            f"{charge_before:g} and {unpaired_before:g}; one potential is of one state, so state the same for all"
+        )
     fixed, before = fixed_atoms(atoms, what), fixed_atoms(other, which)
     if not np.array_equal(fixed, before):
         raise InputError(

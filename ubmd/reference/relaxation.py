@@ -125,13 +125,13 @@ class Relaxation:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for values in (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc):
             digest.update(np.ascontiguousarray(values).tobytes())
-        digest.update(Inherited.of(atoms).record().encode())
+        digest.update(Inherited.of(atoms, reference.reads).record().encode())
         return Path(self.folder) / f"{atoms.get_chemical_formula()}-{digest.hexdigest()[:12]}.extxyz"
 
     def _relaxed(
         self, atoms: Atoms, calculator: ReferenceCalculator, on_step: Callable[[int, float], None] | None
     ) -> Atoms:
-        moving = descendant(atoms)
+        moving = descendant(atoms, calculator.reference.reads)
         moving.calc = calculator
         target = FrechetCellFilter(moving, exp_cell_factor=CELL_FACTOR) if _moves_cell(moving) else moving
         optimiser = BFGS(target, logfile=None)  # pyright: ignore[reportArgumentType]

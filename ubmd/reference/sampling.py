@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ubmd.data.inherit import Inherited
 from ubmd.data.io import read_structures
 from ubmd.data.perturb import perturb
 from ubmd.errors import InputError
@@ -142,9 +144,9 @@ def sample_perturbed(
         structures = read_structures(structures)
     originals = structures if isinstance(structures, list) else [structures]
     # a stream of its own: a run with this seed must not start from its test structures
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    rng, reads = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,))), reference.reads
     copies = [
-        perturb(originals[i % len(originals)], 1, displacement=displacement, strain=strain, rng=rng)[0]
+        perturb(originals[i % len(originals)], 1, displacement=displacement, strain=strain, rng=rng, reads=reads)[0]
         for i in range(n_structures)
     ]
     for atoms in copies:
@@ -275,16 +277,18 @@ def _settings_of(sample: partial[list[Atoms]]) -> dict[str, Plain]:
     call.apply_defaults()
     function = f"{sample.func.__module__}.{sample.func.__qualname__}"
     arguments = {name: value for name, value in call.arguments.items() if name not in _MEANS}
-    return json.loads(json.dumps({"function": function, **arguments}, default=_recorded))
+    reads = getattr(arguments.get("reference"), "reads", ())
+    return json.loads(json.dumps({"function": function, **arguments}, default=partial(_recorded, reads=reads)))
 
 
-def _recorded(value: Any) -> Plain:
+def _recorded(value: Any, *, reads: Collection[str]) -> Plain:
     """What stands for an argument that JSON cannot hold."""
     if hasattr(value, "fingerprint"):
         return value.fingerprint()
     digest = hashlib.sha256()
     for array in (value.numbers, value.positions, np.asarray(value.cell), value.pbc):
         digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(Inherited.of(value, reads).record().encode())
     return digest.hexdigest()
 
 
