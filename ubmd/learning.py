@@ -30,7 +30,7 @@ from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.learning_checks import check_sizes, check_trainer, trains_stress
-from ubmd.models.checkpoint import load_potential, save_potential
+from ubmd.models.checkpoint import check_parts, load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
@@ -121,6 +121,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     exploration.check_bias(build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
     for part in ("calibration.atomic", "calibration.total"):
         build(cfg, part)
+    for part in ("model", "uncertainty"):
+        check_parts(plain(cfg[part]), part)
     model = build(cfg, "model")(species=system.symbols)
     check_selection(build(cfg, "selection"), build(cfg, "uncertainty")(model=model))
     build(cfg, "training")(model=model)

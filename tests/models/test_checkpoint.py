@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import copy
+import random
+import sys
+import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from tests.models import contract
 from ubmd.data.batch import collate
 from ubmd.errors import InputError
-from ubmd.models.checkpoint import load_potential, save_potential
+from ubmd.models.checkpoint import PARTS, check_parts, load_potential, save_potential
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
 from ubmd.uncertainty import FeatureUncertainty, SketchedGradients
@@ -122,6 +128,8 @@ FOREIGN = {
     "a function of ubmd": {"_target_": "ubmd.models.gmnn.species_numbers", "species": ["H"]},
     "a class of ubmd that is no module": {"_target_": "ubmd.rounds.RoundStore", "path": "x"},
     "not a name": {"_target_": ["ubmd.models.gmnn.GMNN"]},
+    "the command line": {"_target_": "ubmd.__main__.main"},
+    "a module of ubmd that is no part": {"_target_": "ubmd.models.readout.Readout", "n_inputs": 1, "hidden": []},
 }
 
 
@@ -138,7 +146,7 @@ def test_refuses_to_call_anything_else(tmp_path: Path, part: dict[str, Any], pla
     path = saved(tmp_path / "model.ckpt", model, uncertainty)
     with pytest.raises(InputError, match="do not trust it") as found:
         load_potential(path)
-    assert str(part["_target_"]) in str(found.value)
+    assert str(part["_target_"]).strip("[']") in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -247,3 +255,211 @@ def test_parts_that_do_not_fit(tmp_path: Path, changes: dict[str, Any]) -> None:
     torch.save({k: v for k, v in content.items() if v is not None}, path)
     with pytest.raises(InputError, match=r"model\.ckpt"):
         load_potential(path)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = False) -> Path:
+    """A potential whose contents ``change`` has changed in place, as a file of earlier versions, without a digest."""
+    content = torch.load(saved(path), weights_only=True)
+    if not sign:
+        del content["digest"]
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+def test_names_are_looked_up_before_anything_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a module runs it: a module on the path, and ubmd's own command line."""
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("evil_module.Model", "ubmd.__main__.main", "ubmd.__main__", "ubmd.models.gmnn.nn.Linear"):
+        monkeypatch.delitem(sys.modules, "ubmd.__main__", raising=False)
+        path = saved(tmp_path / "model.ckpt", {"_target_": target})
+        with pytest.raises(InputError, match="is not a part of a potential; do not trust it"):
+            load_potential(path)
+        assert not {"evil_module", "ubmd.__main__"} & sys.modules.keys()
+
+
+def test_parts_are_what_the_configurations_name() -> None:
+    for folder in ("model", "uncertainty"):
+        for file in (Path(__file__).parents[2] / "conf" / folder).glob("*.yaml"):
+            config = OmegaConf.to_container(OmegaConf.load(file))
+            check_parts(config, folder)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"model asks for my\.Model, which a potential's file must not name; choose"):
+        check_parts({"_target_": "my.Model"}, "model")
+    assert all(issubclass(part, nn.Module) for part in PARTS.values())
+
+
+class Own(GMNN):
+    """A model of somebody else."""
+
+
+def test_a_list_of_ones_own(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model.ckpt", MODEL | {"_target_": "own.Own"})
+    with pytest.raises(InputError, match="do not trust it"):
+        load_potential(path)
+    assert isinstance(load_potential(path, parts={**PARTS, "own.Own": Own}).model, Own)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"hidden": [10**9]}, "is unknown"),
+        ({"hidden": [10**12, 10**12]}, ""),
+        ({"n_basis": 10**9}, "must be between 1 and 64"),
+        ({"n_gauss": 10**9}, "must be between 1 and 64"),
+        ({"n_gauss": 0}, "must be between 1 and 64"),
+        ({"l_max": 40}, "must be 0, 1, 2 or 3"),
+        ({"hidden": [8, -6]}, "widths of at least 1"),
+        ({"cutoff": float("nan")}, "is no number"),
+        ({"cutoff": float("inf")}, "must be finite"),
+        ({"cutoff": "4.0"}, "must be a number"),
+        ({"cutoff": True}, "must be a number"),
+        ({"species": "HCO"}, "must be a list of texts"),
+        ({"species": ["H", "C", "N"]}, "species"),
+        ({"species": ["H", "C", "Xx"]}, "not a chemical symbol"),
+        ({"_args_": [1]}, "_args_ is not an option"),
+        ({"_recursive_": False}, "_recursive_ is not an option"),
+        ({"_convert_": "all"}, "_convert_ is not an option"),
+        ({"self": 1}, "self is not an option"),
+        ({"_partial_": True}, "is no model"),
+    ],
+)
+def test_sizes_and_options(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    """Nothing is built of sizes that the weights do not have."""
+    path = changed(tmp_path / "model.ckpt", lambda content: content["model"].update(options))
+    with pytest.raises(InputError, match=rf"model\.ckpt .*({reason})"):
+        load_potential(path)
+
+
+def test_very_many_members(tmp_path: Path) -> None:
+    member = {k: v for k, v in MODEL.items() if k != "species"} | {"_partial_": True}
+    ensemble = {"_target_": "ubmd.models.ensemble.Ensemble", "species": ["H"], "n_members": 10**9, "member": member}
+    path = changed(tmp_path / "model.ckpt", lambda content: content.update(model=ensemble))
+    with pytest.raises(InputError, match="must be at most 100"):
+        load_potential(path)
+
+
+def test_a_list_within_itself(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    doubled: list[Any] = ["x"]
+    for _ in range(60):  # 2^60 values in a few bytes
+        doubled = [doubled, doubled]
+    for value in (endless, doubled):
+        path = changed(tmp_path / "model.ckpt", lambda content, value=value: content["model"].update(hidden=value))
+        with pytest.raises(InputError, match="more than 1000 values; do not trust it"):
+            load_potential(path)
+
+
+def entry(state: str, name: str, change: Callable[[torch.Tensor], object]) -> Callable[[dict[str, Any]], object]:
+    def apply(content: dict[str, Any]) -> None:
+        content[state][name] = change(content[state][name])
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (entry("model_state", "beta", lambda t: t.fill_(torch.nan)), "not finite"),
+        (entry("model_state", "beta", lambda t: t.half()), "float32 or all float64"),
+        (entry("model_state", "beta", lambda t: t.float()), "float32 or all float64"),
+        (entry("model_state", "beta", lambda t: t[:1].expand_as(t)), "no plain tensor"),
+        (entry("model_state", "beta", lambda t: t.to_sparse()), "no plain tensors"),
+        (entry("model_state", "beta", lambda t: t.to("meta")), "no plain tensors"),
+        (entry("model_state", "beta", lambda t: t.tolist()), "no plain tensors"),
+        (entry("model_state", "readout.weights.0", lambda t: t.fill_(1e308)), "not finite"),
+        (entry("model_state", "scale", lambda t: t[:1]), "shape"),
+        (entry("model_state", "scale", lambda t: t[None]), "shape"),
+        (entry("model_state", "species", lambda t: t.flip(0)), "species of the weights"),
+        (entry("model_state", "species", lambda t: t.int()), "type"),
+        (entry("model_state", "species", lambda t: t.double()), "type"),
+        (entry("model_state", "energy_unit", lambda t: -t), "energy_unit must be positive"),
+        (entry("uncertainty_state", "total_scale", lambda t: -t), "negative values"),
+        (entry("uncertainty_state", "atomic_scale", lambda t: t[:1].repeat(200)), "shape"),
+        (entry("uncertainty_state", "atomic.whitening", lambda t: t[:1]), "shape"),
+        (entry("uncertainty_state", "atomic._extra_state", lambda t: ~t), "has not been fitted"),
+        (entry("uncertainty_state", "atomic._extra_state", lambda t: t.repeat(3)), "shape"),
+        (lambda content: content["model_state"].pop("shift"), "shift is missing"),
+        (lambda content: content["model_state"].update(extra=torch.zeros(2, dtype=torch.float64)), "extra is unknown"),
+        (lambda content: content["model_state"].update({1: torch.zeros(2)}), "no plain tensors"),
+        (lambda content: content.pop("uncertainty_state"), "no weights"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
+    path = changed(tmp_path / "model.ckpt", change)
+    with pytest.raises(InputError, match=rf"model\.ckpt .*{reason}"):
+        load_potential(path)
+
+
+def test_another_cutoff_for_the_same_weights(tmp_path: Path) -> None:
+    """Nothing else in the file would tell."""
+    path = changed(tmp_path / "model.ckpt", lambda content: content["model"].update(cutoff=4.5), sign=True)
+    with pytest.raises(InputError, match="changed after it was written"):
+        load_potential(path)
+    load_potential(changed(path, lambda content: None))  # as earlier versions wrote it
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    """torch itself does not look at the archive's checksums."""
+    path = saved(tmp_path / "model.ckpt")
+    good, whole = load_potential(path), bytearray(path.read_bytes())
+    rng = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = load_potential(path)
+        except InputError:
+            continue
+        for key, value in good.model.state_dict().items():  # the bit was between the records
+            assert torch.equal(found.model.state_dict()[key], value)
+
+
+def test_compressed_bomb(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model.ckpt")
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    with pytest.raises(InputError, match=r"damaged \(compressed"):
+        load_potential(path)
+
+
+VALUES: list[Any] = [None, True, 0, -1, 1.5, "", "H", "${oops}", [], [1], ["H", "H"], {}, [[[]]], {"a": 1}, 10**30]
+
+
+def broken(content: dict[str, Any], rng: random.Random) -> None:
+    """Breaks a random entry of a configuration or a state."""
+    part = content[rng.choice(["model", "uncertainty", "model_state", "uncertainty_state"])]
+    key = rng.choice(list(part))
+    value = part[key]
+    if not isinstance(value, torch.Tensor):
+        part[rng.choice([key, "_args_", "seed", "extra"])] = rng.choice(VALUES)
+    elif rng.random() < 0.3:
+        other = rng.choice(list(part))
+        part[key], part[other] = part[other], value
+    else:
+        part[key] = rng.choice([value * 1e30, value[None], -value.double(), value.flatten()[:1], value.int(), 3])
+
+
+def test_what_is_loaded_can_be_used(tmp_path: Path) -> None:
+    """Contents broken at random are refused in a sentence, or make a potential that predicts."""
+    path = saved(tmp_path / "model.ckpt")
+    whole, rng, loaded = torch.load(path, weights_only=True), random.Random(1), 0
+    del whole["digest"]
+    batch = collate([contract.molecule()], CUTOFF, dtype=torch.float64)
+    for _ in range(120):
+        content = copy.deepcopy(whole)
+        broken(content, rng)
+        torch.save(content, path)
+        try:
+            potential = load_potential(path)
+        except InputError:
+            continue
+        output, vectors = Potential(potential.model).atoms(batch)
+        potential.uncertainty(potential.model, output, vectors, batch)
+        loaded += 1
+    assert 0 < loaded < 100

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -378,7 +379,9 @@ def saved(folder: Path, **changes: Any) -> Path:
         for p in model.parameters():
             p.add_(0.1)
         model.energy_unit.fill_(0.3)
-    uncertainty = instantiate(UNCERTAINTY)(model=model)
+    uncertainty = instantiate(UNCERTAINTY)(model=model).double()
+    chain = Atoms(config["species"], positions=[[2.5 * k, 0, 0] for k in range(len(config["species"]))])
+    uncertainty.fit(model, [collate([chain], CUTOFF, dtype=torch.float64)])
     path = folder / "start.ckpt"
     save_potential(path, model, uncertainty, model_config=config, uncertainty_config=UNCERTAINTY)
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.files import replaced
+from ubmd.torch_files import DamagedFileError, read_torch_file
 
 __all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
 
@@ -59,9 +59,9 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_torch_file(path)
         version, owner, values = saved["version"], saved["run"], saved["values"]
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (DamagedFileError, OSError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} cannot be read; delete it to start the walkers afresh") from error
     if version != _VERSION or owner != run:
         raise InputError(

@@ -16,6 +16,8 @@ from ubmd.models.readout import BIAS_FACTOR, SILU_SCALE, ReadoutTrace
 
 __all__ = ["Ensemble", "EnsembleOutput", "StackedReadout", "member_seed"]
 
+MOST_MEMBERS = 100
+
 
 @dataclass(frozen=True)
 class EnsembleOutput(AtomicOutput):
@@ -78,7 +80,7 @@ class Ensemble(nn.Module):
         seed: of the initial weights.
 
     Raises:
-        InputError: for fewer than two members.
+        InputError: for fewer than two members, or very many.
     """
 
     species: Tensor
@@ -89,6 +91,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if n_members < 2:
             raise InputError(f"model.n_members={n_members} must be at least 2; use model=gmnn for one network")
+        if n_members > MOST_MEMBERS:
+            raise InputError(f"model.n_members={n_members} must be at most {MOST_MEMBERS}")
         members = [member(species=species, seed=member_seed(seed, j)) for j in range(n_members)]
         first = members[0]
         self.n_members = n_members

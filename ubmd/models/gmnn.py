@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 
 __all__ = ["GMNN", "AtomicOutput", "regress_atomic_energies", "species_numbers"]
+
+MOST_RADIAL = 64
+"""Radial functions or Gaussians; the number of invariants grows with the third power of the former."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,13 @@ class GMNN(nn.Module):
         cutoff: r_c, Å.
         n_basis: number of radial functions per pair of species (s in Eq. 12).
         n_gauss: number of Gaussians that they are made of (s' in Eq. 12).
-        l_max: highest rank of the moments.
+        l_max: highest rank of the moments, up to 3.
         hidden: widths of the hidden layers.
         r_min: centre of the first Gaussian, Å.
         seed: of the initial weights.
+
+    Raises:
+        InputError: for sizes that no model has, and for unknown or repeated species.
     """
 
     species: Tensor
@@ -94,8 +101,16 @@ class GMNN(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if cutoff <= r_min:
-            raise InputError(f"model.cutoff={cutoff} Å must be larger than model.r_min={r_min} Å")
+        if not 0 <= r_min < cutoff < math.inf:
+            raise InputError(
+                f"model.cutoff={cutoff} Å must be larger than model.r_min={r_min} Å, and that not negative"
+            )
+        if not 1 <= n_basis <= MOST_RADIAL or not 1 <= n_gauss <= MOST_RADIAL:
+            raise InputError(f"model.n_basis={n_basis} and model.n_gauss={n_gauss} must be between 1 and {MOST_RADIAL}")
+        if l_max not in range(4):
+            raise InputError(f"model.l_max={l_max} must be 0, 1, 2 or 3")
+        if any(width < 1 for width in hidden):
+            raise InputError(f"model.hidden={list(hidden)} must be widths of at least 1")
         numbers = species_numbers(species)
         n_species = len(numbers)
         generator = torch.Generator().manual_seed(seed)

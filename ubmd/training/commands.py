@@ -25,7 +25,7 @@ from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.files import replaced
-from ubmd.models.checkpoint import load_potential, save_potential
+from ubmd.models.checkpoint import check_parts, load_potential, save_potential
 from ubmd.models.gmnn import species_numbers
 from ubmd.progress import RunProgress, run_progress
 from ubmd.rounds import RoundStore
@@ -113,6 +113,8 @@ def _prepare(cfg: DictConfig) -> _Job:
         raise InputError("data must be data=files with data.train=FILE; other data grow in `ubmd learn`")
     species = _species(cfg, files)
     dtype = getattr(torch, cfg.dtype)
+    for part in ("model", "uncertainty"):
+        check_parts(plain(cfg[part]), part)
     model = build(cfg, "model")(species=species, seed=stage_seed(cfg.seed, 0, Stage.WEIGHTS)).to(dtype)
     module: PotentialModule = build(cfg, "training")(model=model)
     uncertainty = build(cfg, "uncertainty")(model=model, seed=stage_seed(cfg.seed, 0, Stage.SKETCH)).to(dtype)
