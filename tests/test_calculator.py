@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,10 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.calculators.mixing import LinearCombinationCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
+from ase.io import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.melchionna import MelchionnaNPT
 from ase.md.velocitydistribution import thermalize_momenta
@@ -113,7 +117,9 @@ def test_equals_direct_evaluation(checkpoint: Path, trained: TrainedPotential, a
     np.testing.assert_allclose(atoms.get_forces(), expected.forces.numpy(), atol=1e-12)
     uncertainty = calc.get_property("uncertainty", atoms)
     np.testing.assert_allclose(uncertainty, expected.uncertainty.item(), rtol=1e-10)
-    atomic = calc.results["atomic_uncertainty"]
+    atomic = calc.get_property("atomic_uncertainty", atoms)
+    assert calc.uncertainty == uncertainty
+    np.testing.assert_array_equal(calc.atomic_uncertainty, atomic)
     np.testing.assert_allclose(atomic, expected.atomic_uncertainty.numpy(), rtol=1e-10)
     if atoms.pbc.all():
         assert expected.stress is not None
@@ -342,3 +348,58 @@ def test_bad_options(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="device=gpu is no device"):
         UBMDCalculator(checkpoint, device="gpu")
     assert torch_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("atoms", [molecules(1, 0)[0], crystals(1, 0)[0]], ids=["molecule", "crystal"])
+def test_results_have_the_names_that_ase_accepts(
+    trained: TrainedPotential, atoms: Atoms, tau: float, tmp_path: Path
+) -> None:
+    """Whatever ASE does with results works after uncertainties were asked for: export, copies, writers, sums."""
+    atoms = atoms.copy()
+    atoms.calc = calc = UBMDCalculator(trained, tau=tau)
+    forces = atoms.get_forces()
+    atomic = calc.get_property("atomic_uncertainty", atoms)
+    assert calc.export_properties()["energy"] == atoms.get_potential_energy()
+    kept = SinglePointCalculator(atoms, **calc.results)
+    np.testing.assert_array_equal(kept.get_property("forces", atoms), forces)
+    atoms.arrays["atomic_uncertainty"] = atomic
+    atoms.info["uncertainty"] = calc.uncertainty
+    for name in ("it.extxyz", "it.traj", "it.json", "it.db"):
+        ase.io.write(tmp_path / name, atoms)
+        found = ase.io.read(tmp_path / name)
+        np.testing.assert_allclose(found.get_forces(), forces, atol=1e-7)
+        np.testing.assert_allclose(found.get_potential_energy(), atoms.get_potential_energy(), atol=1e-7)
+    found = ase.io.read(tmp_path / "it.extxyz")
+    np.testing.assert_allclose(found.arrays["atomic_uncertainty"], atomic, atol=1e-7)
+    assert found.info["uncertainty"] == pytest.approx(calc.uncertainty)
+    with Trajectory(tmp_path / "written.traj", "w", atoms) as file:
+        file.write()
+    assert calc.todict() == {}
+    if not tau:
+        twice = LinearCombinationCalculator([calc, UBMDCalculator(trained)], [1.0, 1.0])
+        np.testing.assert_allclose(twice.get_property("forces", atoms), 2 * forces, atol=1e-10)
+
+
+def test_uncertainties_belong_to_the_structure(trained: TrainedPotential) -> None:
+    """They are those of the structure asked about, whatever was evaluated before, also where something failed."""
+    first, second = molecules(2, 13)
+    calc = UBMDCalculator(trained)
+    with pytest.raises(InputError, match="no structure was evaluated yet"):
+        calc.get_property("uncertainty")
+    one, two = (calc.get_property("uncertainty", a) for a in (first, second))
+    assert one != two
+    assert calc.get_property("uncertainty") == two == calc.uncertainty
+    assert calc.get_property("uncertainty", first, allow_calculation=False) is None
+    calc.get_property("energy", first)
+    assert calc.uncertainty is None, "the structure is another one now"
+    assert calc.get_property("uncertainty", first) == one
+    broken = first.copy()
+    broken.positions[0] = np.nan
+    with pytest.raises(CalculationFailed):
+        calc.get_property("energy", broken)
+    assert calc.uncertainty is None
+    calc.get_property("atomic_uncertainty", first)[:] = 0
+    assert calc.get_property("atomic_uncertainty", first).min() > 0
+    calc.reset()
+    assert calc.atomic_uncertainty is None

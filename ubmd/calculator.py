@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,14 @@ _UNCERTAINTIES = ("uncertainty", "atomic_uncertainty")
 class UBMDCalculator(Calculator):
     """ASE calculator of a trained potential; without ``tau`` and ``tau_stress`` the potential is unbiased.
 
-    Results beside ASE's own, from ``calc.get_property(name, atoms)`` or ``calc.results[name]``:
+    Beside ASE's own results there are, from ``calc.get_property(name, atoms)``,
 
     - ``uncertainty``: calibrated uncertainty of the energy per atom, eV/atom;
     - ``atomic_uncertainty`` [n_atoms]: calibrated uncertainty of the force on each atom, eV/Å.
+
+    Those of the structure evaluated last are also the attributes ``calc.uncertainty`` and
+    ``calc.atomic_uncertainty``, None where they were not computed. They are not in ``results``, as ASE's writers,
+    ``SinglePointCalculator`` and ``export_properties`` accept ASE's names alone.
 
     An unbiased calculator computes them when one of them is asked for, together with everything else, so
     ask for them first where both they and forces are needed. ``stress`` (eV/Å³, Voigt order, ASE's sign)
@@ -63,7 +68,7 @@ class UBMDCalculator(Calculator):
             contains an element that the potential does not know or cannot be computed at all.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", *_UNCERTAINTIES]  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
     # neither enters the potential; without this, setting one would advance the windows of the bias
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
 
@@ -95,6 +100,30 @@ class UBMDCalculator(Calculator):
         self._skin = skin
         self._listed: _Listed | None = None
         self._memory: Memory | None = None
+        self.uncertainty: float | None = None
+        self.atomic_uncertainty: NDArray[np.float64] | None = None
+
+    def reset(self) -> None:
+        """Forgets the results; the windows of a bias stay."""
+        super().reset()
+        self.uncertainty = self.atomic_uncertainty = None
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """A result by its name, as in ASE; besides, ``uncertainty`` and ``atomic_uncertainty``.
+
+        Raises:
+            InputError: if an uncertainty is asked for without a structure, and none was evaluated yet.
+        """
+        if name not in _UNCERTAINTIES:
+            return super().get_property(name, atoms, allow_calculation)
+        if atoms is None and self.atoms is None:
+            raise InputError(f"no structure was evaluated yet; give one: get_property({name!r}, atoms)")
+        if atoms is not None and self.check_state(atoms):
+            self.reset()
+        if getattr(self, name) is None and allow_calculation:
+            self.calculate(atoms, [name], all_changes)
+        value = getattr(self, name)
+        return value.copy() if isinstance(value, np.ndarray) else value
 
     @property
     def biased(self) -> bool:
@@ -121,6 +150,7 @@ class UBMDCalculator(Calculator):
         if "stress" in properties and not crystal:
             # before anything is evaluated: a second pass over the same structure would advance the windows
             raise PropertyNotImplementedError("stress needs a structure that is periodic in three directions")
+        self.uncertainty = self.atomic_uncertainty = None  # also if what follows fails
         batch = self._batch(atoms)
         if self.biased or any(name in _UNCERTAINTIES for name in properties):
             prediction = self._potential(batch, self._memory, stress=crystal)
@@ -130,6 +160,9 @@ class UBMDCalculator(Calculator):
             raise CalculationFailed(f"{self._name} predicts an energy of {float(prediction.energy)} eV")
         self._memory = prediction.memory
         self.results = _results(prediction)
+        if prediction.uncertainty is not None and prediction.atomic_uncertainty is not None:
+            self.uncertainty = float(prediction.uncertainty)
+            self.atomic_uncertainty = prediction.atomic_uncertainty.cpu().double().numpy()
 
     def _batch(self, atoms: Atoms) -> AtomicBatch:
         """The structure with neighbours, listed anew only where needed."""
@@ -191,9 +224,6 @@ def _results(prediction: Prediction) -> dict[str, float | NDArray[np.float64]]:
     }
     if prediction.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(array(prediction.stress[0]))
-    if prediction.uncertainty is not None and prediction.atomic_uncertainty is not None:
-        results["uncertainty"] = float(prediction.uncertainty)
-        results["atomic_uncertainty"] = array(prediction.atomic_uncertainty)
     return results
 
 
