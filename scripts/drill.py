@@ -1,0 +1,30 @@
+"""Drills: runs killed at random moments, damaged files, hours of small runs.
+
+    python scripts/drill.py kills [--kills 60] [--terms 20] [--seed 0]
+    python scripts/drill.py fuzz [--inputs 100000] [--seed 0]
+    python scripts/drill.py soak [--minutes 120]
+
+Each prints a table and one line of figures; the exit code is 1 if something that has to hold did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from drills import soak
+
+DRILLS = {"soak": soak}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="drill", required=True)
+    for name, drill in DRILLS.items():
+        drill.add_arguments(commands.add_parser(name, help=drill.__doc__))
+    options = parser.parse_args()
+    return DRILLS[options.drill].run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
