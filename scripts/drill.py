@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from drills import soak
+from drills import fuzz, kills, soak
 
-DRILLS = {"soak": soak}
+DRILLS = {"kills": kills, "fuzz": fuzz, "soak": soak}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="drill", required=True)
     for name, drill in DRILLS.items():
-        drill.add_arguments(commands.add_parser(name, help=drill.__doc__))
+        drill.add_arguments(commands.add_parser(name, help=(drill.__doc__ or "").splitlines()[0]))
     options = parser.parse_args()
     return DRILLS[options.drill].run(options)
 

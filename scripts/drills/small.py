@@ -1,4 +1,4 @@
-"""The demos made so small that a whole run takes seconds, most of them the start of the process."""
+"""The demos made so small that a whole run takes seconds, many of them the start of the process."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ DEMOS: dict[str, tuple[str, ...]] = {
     "bulk": ("experiment=bulk_demo", "dynamics.integrator.dt=1.0", *SMALL),
 }
 """Overrides of `ubmd learn` for three rounds each."""
+COUNTED: dict[str, str] = {
+    "ala2": "reference._target_=drills.counting.CountedFF19SB",
+    "bulk": "reference._target_=drills.counting.CountedASE",
+}
+"""Overrides by which a demo's labels are counted."""
