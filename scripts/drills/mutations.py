@@ -28,8 +28,8 @@ TOKENS = (
 
 
 def damaged(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
-    """A copy of a file's content with one to four damages; ``others`` lend pieces."""
-    for _ in range(1 + random.geometric(0.5)):
+    """A copy of a file's content with a damage or a few; ``others`` lend pieces."""
+    for _ in range(random.geometric(0.6)):
         damage: Callable[..., bytes] = DAMAGES[random.integers(len(DAMAGES))]
         data = damage(data, random, others)
     return data
@@ -107,9 +107,9 @@ VALUES: tuple[Any, ...] = (
 
 
 def changed(value: Any, random: Random) -> Any:
-    """A copy of nested mappings, lists, tensors and arrays with one to three places changed."""
+    """A copy of nested mappings, lists, tensors and arrays with a place or a few changed."""
     value = copy.deepcopy(value)
-    for _ in range(1 + random.geometric(0.6)):
+    for _ in range(random.geometric(0.7)):
         places = list(_places(value))
         if not places:
             break
@@ -122,7 +122,7 @@ def changed(value: Any, random: Random) -> Any:
         elif isinstance(owner[key], torch.Tensor | np.ndarray):
             owner[key] = _reshaped(owner[key], random)
         else:
-            owner[key] = VALUES[random.integers(len(VALUES))]
+            owner[key] = copy.deepcopy(VALUES[random.integers(len(VALUES))])
     return value
 
 
@@ -147,7 +147,7 @@ def _reshaped(values: Any, random: Random) -> Any:
     if choice == 4:
         return values.double() if isinstance(values, torch.Tensor) else values.astype(np.float16)
     if choice == 5:
-        return VALUES[random.integers(len(VALUES))]
+        return copy.deepcopy(VALUES[random.integers(len(VALUES))])
     flat = values.reshape(-1)
     if len(flat):
         number = (float("nan"), float("inf"), -1, 0, 1e30, 300)[random.integers(6)]
