@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NoReturn
 
-from ubmd import __version__
+from ubmd import __version__, interruption
 from ubmd.errors import InputError
 
 
@@ -181,19 +181,21 @@ def _run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ubmd`` with the given arguments (those of the process by default); returns the exit code.
 
-    0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 130: interrupted.
+    0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 130, 143, 138: interrupted by Ctrl-C,
+    SIGTERM, SIGUSR1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no Å must not end a run
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        with interruption.handled():
+            return _run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"ubmd: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `ubmd learn --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except (interruption.Interrupted, KeyboardInterrupt) as signal:
         print("ubmd: interrupted; the same command continues", file=sys.stderr)
-        return 130
+        return signal.code if isinstance(signal, interruption.Interrupted) else 130

@@ -253,7 +253,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
         share=run.cfg.learning.warm_start if index and run.cfg.learning.warm_start is not None else 1.0,
     )
-    metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": steps.taken}
+    metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
     if not final:
         metrics |= _acquisition_metrics(explore, acquire)
         run.store.add_structures(acquire.labelled, index)

@@ -18,8 +18,6 @@ class CumulativeStep(Callback):
 
     def __init__(self, before: int):
         self.before = before
-        self.taken = 0
-        """Steps of this fit, once it has ended."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module)
@@ -29,9 +27,6 @@ class CumulativeStep(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.taken = trainer.global_step
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         module.log("step", float(self.before + trainer.global_step))

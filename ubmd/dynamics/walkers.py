@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ubmd import interruption
 from ubmd.dynamics.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.noise import WalkerNoise
@@ -83,8 +84,8 @@ def run_walkers(
     ``frame_interval`` steps and where it crosses the uncertainty threshold; neither the start, which is
     labelled already, nor an unphysical state is a frame. Each step waits for the device once.
 
-    With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps
-    and at the end, and the same call continues from the file if it exists. The result equals the
+    With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps,
+    when a signal asks the process to stop, and at the end, and the same call continues from the file if it exists. The result equals the
     uninterrupted run's bit by bit, if potential, machine and number of threads are the same. Another
     potential is not noticed, so a checkpoint must not outlive its potential.
 
@@ -126,13 +127,17 @@ def run_walkers(
                 f"uncertainty_threshold is {rules.uncertainty_threshold} eV/Å, but the potential predicts no "
                 "uncertainty; set it to null"
             )
-    while run.state.n_walkers:
-        for state, reasons in _steps(run.state, potential, integrator, rules, skin):
-            run.record(state, reasons, frame_interval)
-            if file is not None and run.rounds % checkpoint_interval == 0:
-                run.save(file, name)
-            if on_progress is not None and run.rounds % progress_interval == 0:
-                on_progress(*run.progress())
+    with interruption.shielded():
+        while run.state.n_walkers:
+            for state, reasons in _steps(run.state, potential, integrator, rules, skin):
+                run.record(state, reasons, frame_interval)
+                interrupted = interruption.requested()
+                if file is not None and (interrupted or run.rounds % checkpoint_interval == 0):
+                    run.save(file, name)
+                if interrupted:
+                    interruption.stop()
+                if on_progress is not None and run.rounds % progress_interval == 0:
+                    on_progress(*run.progress())
     if file is not None:
         run.save(file, name)
     return run.result(numbers, pbc)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ubmd import interruption
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Reference, ReferenceError, UnfinishedError
 from ubmd.reference.executors import LabelExecutor, Serial
@@ -87,13 +88,14 @@ def label_structures(
     done = sum(copies[key] for key in results)
     if on_label is not None and done:
         on_label(done, len(structures))
-    for key, result in _computed(todo, reference, executor or Serial()):
-        if not isinstance(result, _Unfinished):
-            store.put(todo[key], fingerprint, result, reads)
-        results[key] = result
-        done += copies[key]
-        if on_label is not None:
-            on_label(done, len(structures))
+    with interruption.shielded():  # a label that is computed is stored
+        for key, result in _computed(todo, reference, executor or Serial()):
+            if not isinstance(result, _Unfinished):
+                store.put(todo[key], fingerprint, result, reads)
+            results[key] = result
+            done += copies[key]
+            if on_label is not None:
+                on_label(done, len(structures))
     broken = [result.message for result in results.values() if isinstance(result, _Unfinished)]
     if broken and len(broken) == len(todo):
         raise InputError(
@@ -132,7 +134,9 @@ def _computed(
             key, attempt = waiting.popleft()
             running[executor.submit(evaluate, reference, todo[key])] = (key, attempt)
         error: Exception | None = None
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        with interruption.exposed():
+            finished = wait(running, return_when=FIRST_COMPLETED).done
+        for future in finished:
             key, attempt = running.pop(future)
             try:
                 yield key, future.result()

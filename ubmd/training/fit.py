@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from ubmd import interruption
+from ubmd.callbacks.checkpoint import FitCheckpoint, WholeFiles, is_resumable
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
 from ubmd.data.datamodule import GrowingDataModule
@@ -29,6 +30,8 @@ from ubmd.training.module import PotentialModule
 
 __all__ = ["Fit", "fit_and_predict", "set_up_lightning", "trainer_limits"]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -36,6 +39,8 @@ class Fit:
 
     errors: dict[str, float]
     """Errors on the test set by name, without ``test/``; empty without a test set."""
+    steps: int
+    """Optimisation steps that were taken."""
     seconds: float
     """Wall time of the training."""
     device: torch.device
@@ -65,7 +70,7 @@ def fit_and_predict(
         cfg: the configuration with its ``trainer`` and ``callbacks``.
         module: to be trained.
         datamodule: of the training, validation and test structures.
-        folder: for ``best.ckpt`` and ``last.ckpt``; training continues from the latter.
+        folder: for ``last.ckpt``, from which an interrupted training continues.
         acquisition: callbacks that act in the predict loop, whose dataloader is the calibration split.
         loggers: of the run.
         progress: display.
@@ -78,23 +83,39 @@ def fit_and_predict(
     """
     limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
     further: list[Callback] = [instantiate(c) for c in (cfg.callbacks or {}).values()]
-    best, last = _checkpoints(folder, checkpoint_epochs, averaged=any(isinstance(c, WeightAveraging) for c in further))
+    checkpoint = FitCheckpoint(folder / "last.ckpt", checkpoint_epochs)
     with progress.stage(title) as stage:
-        callbacks = [FitScaleShift(), FitProgress(stage), best, last, *acquisition, *further]
-        # without an environment given, Lightning infers one from that of a cluster's job, and refuses or divides work
-        parts = {"callbacks": callbacks, "logger": loggers, "plugins": [LightningEnvironment()]}
-        trainer: Trainer = instantiate(cfg.trainer, **parts, **limits)
-        started = time.perf_counter()
-        resume = folder / "last.ckpt"
-        trainer.fit(module, datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
-        seconds = time.perf_counter() - started
-    # by hand: the trainer would hand the checkpoint to callbacks that average weights, which take back their own
-    weights: dict[str, Any] = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(weights["state_dict"])
+        trainer = _trainer(
+            cfg.trainer,
+            callbacks=[FitScaleShift(), checkpoint, FitProgress(stage), *acquisition, *further],
+            logger=loggers,
+            default_root_dir=folder,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in further),
+            **limits,
+        )
+        with interruption.shielded():
+            trainer.fit(module, datamodule, ckpt_path=_resumable(checkpoint.file), weights_only=True)
+    module.load_state_dict(checkpoint.weights)
     errors = trainer.test(module, datamodule, verbose=False)[0] if datamodule.test_structures else {}
     trainer.predict(module, datamodule, return_predictions=False)
     errors = {name.removeprefix("test/"): float(value) for name, value in errors.items()}
-    return Fit(errors, seconds, trainer.strategy.root_device)
+    return Fit(errors, trainer.global_step, checkpoint.seconds, trainer.strategy.root_device)
+
+
+def _trainer(config: DictConfig, **options: Any) -> Trainer:
+    """The trainer of the configuration, which writes whole files and does not look for a cluster around it."""
+    plugins = [instantiate(p) for p in config.get("plugins") or []]
+    # without an environment given, Lightning infers one from that of a cluster's job; it refuses or divides work, and
+    # asks SLURM to run the job again
+    return instantiate(config, plugins=[*plugins, WholeFiles(), LightningEnvironment()], **options)
+
+
+def _resumable(file: Path) -> Path | None:
+    """The state to continue from, if it is there and can be used."""
+    if not file.exists() or is_resumable(file):
+        return file if file.exists() else None
+    log.warning("%s is damaged or of another version of ubmd; the fit starts afresh", file)
+    return None
 
 
 def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
@@ -119,26 +140,6 @@ def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float 
             "trainer.max_steps allow for; lower it or train longer"
         )
     return limits
-
-
-def _checkpoints(folder: Path, every_n_epochs: int, *, averaged: bool) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """The best weights by validation, and the state to resume the fit from."""
-    best = ModelCheckpoint(
-        folder,
-        "best",
-        monitor="valid/score",
-        # callbacks that average weights are not asked when only weights are saved
-        save_weights_only=not averaged,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        folder,
-        "last",
-        every_n_epochs=every_n_epochs,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return best, last
 
 
 def set_up_lightning() -> None:
