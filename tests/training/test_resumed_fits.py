@@ -1,4 +1,4 @@
-"""A fit that is interrupted anywhere and continued ends as one that was left alone, bit by bit, and goes the same way."""
+"""A fit that is interrupted anywhere and continued is the fit that was left alone, bit by bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ubmd.training.module import PotentialModule
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:The '.*_dataloader' does not")
 
 
-class Bomb(Exception):
+class Bomb(Exception):  # noqa: N818
     """What ends a fit."""
 
 
@@ -193,7 +193,7 @@ def test_interrupted_anywhere(tmp_path: Path) -> None:
 def test_damaged_state(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """A fit whose state cannot be used starts afresh and says so."""
     whole, log = Trace(), Log()
-    fit, weights = one_fit(tmp_path / "whole", "plain", whole, log, 2)
+    _, weights = one_fit(tmp_path / "whole", "plain", whole, log, 2)
     with pytest.raises(Bomb):
         one_fit(tmp_path / "run", "plain", Trace(50), Log(), 2)
     file = tmp_path / "run" / "last.ckpt"
@@ -223,7 +223,7 @@ class Signal(Callback):
 def test_signal(tmp_path: Path, grace: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The epoch is finished and saved, unless that takes too long; what follows is as if nothing had happened."""
     whole, log = Trace(), Log()
-    fit, weights = one_fit(tmp_path / "whole", "plain", whole, log, 100)
+    _, weights = one_fit(tmp_path / "whole", "plain", whole, log, 100)
     monkeypatch.setattr(checkpoint_module, "GRACE", grace)
     first, second, again = Trace(), Trace(), Log()
     with pytest.raises(interruption.Interrupted) as stopped, interruption.handled():

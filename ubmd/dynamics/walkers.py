@@ -84,10 +84,10 @@ def run_walkers(
     ``frame_interval`` steps and where it crosses the uncertainty threshold; neither the start, which is
     labelled already, nor an unphysical state is a frame. Each step waits for the device once.
 
-    With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps,
-    when a signal asks the process to stop, and at the end, and the same call continues from the file if it exists. The result equals the
-    uninterrupted run's bit by bit, if potential, machine and number of threads are the same. Another
-    potential is not noticed, so a checkpoint must not outlive its potential.
+    With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps, when
+    a signal asks the process to stop, and at the end, and the same call continues from the file if it exists.
+    The result equals the uninterrupted run's bit by bit, if potential, machine and number of threads are the
+    same. Another potential is not noticed, so a checkpoint must not outlive its potential.
 
     Args:
         state: the walkers, e.g. from :func:`~ubmd.dynamics.state.initial_state`; evaluated if they are not.
