@@ -12,6 +12,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 
@@ -20,6 +21,8 @@ from ubmd.analysis.metrics import COLUMNS, read_metrics
 from ubmd.data.io import read_labelled
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.models.checkpoint import load_potential
+from ubmd.reference.ase_reference import ASEReference
+from ubmd.reference.base import Label, ReferenceError
 from ubmd.reference.ff19sb import FF19SB
 
 TINY = [
@@ -196,6 +199,49 @@ def test_own_molecule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert atoms.get_masses()[0] == 13.003
         assert atoms.constraints[0].index.tolist() == [0, 1]
         np.testing.assert_allclose(atoms.positions[:2], start.positions[:2], atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", ["rejected", "exploded"])
+def test_a_round_without_structures_ends_the_run_with_code_3(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything made so far is kept and reported, and the same command says the same again at once."""
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    ase.io.write(tmp_path / "my.xyz", molecule("CH3CH2OH"))
+    computed: list[int] = []
+    compute = ASEReference.compute
+
+    def failing(self: ASEReference, atoms: Atoms) -> Label:
+        computed.append(len(atoms))
+        if cause == "rejected" and len(computed) > 4:
+            raise ReferenceError("SCF not converged")
+        return compute(self, atoms)
+
+    monkeypatch.setattr(ASEReference, "compute", failing)
+    own = [o for o in TINY if not o.startswith(("experiment", "data.test"))]
+    command = [
+        *("learn", "system.structure=" + str(tmp_path / "my.xyz"), "reference=ase"),
+        *("reference.calculator._target_=ase.calculators.emt.EMT", *own, "trainer.max_epochs=-1", "data.batch_size=8"),
+        f"+dynamics.stopping.min_distance={0.5 if cause == 'rejected' else 9}",
+    ]
+    assert cli.main(command) == 3
+    (folder,) = [p.parent for p in (tmp_path / "runs").rglob("provenance.json")]
+    (row,) = read_metrics(folder / "metrics.csv")
+    kept = (4, 4) if cause == "rejected" else (0, 0)
+    assert (row["n_selected"], row["n_rejected"]) == kept
+    assert load_potential(folder / "rounds" / "000" / "model.ckpt").model.cutoff == 5.0
+    assert (folder / "figures" / "learning_curves.png").exists()
+    first = " ".join(capsys.readouterr().err.split())
+    assert "ubmd: stopped short: round 0 acquired no structure, as" in first
+    assert ("all 4 structures" if cause == "rejected" else "every walker became unphysical") in first
+    assert "the run ends at 4 of learning.max_structures=12" in first
+    assert "Traceback" not in first
+    n_computed, before = len(computed), (folder / "metrics.csv").read_bytes()
+    assert cli.main(command) == 3
+    assert "the run ends at 4 of learning.max_structures=12" in " ".join(capsys.readouterr().err.split())
+    assert len(computed) == n_computed
+    assert (folder / "metrics.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(

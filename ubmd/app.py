@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, paths, sweeps
 from ubmd.cli import Command
-from ubmd.errors import InputError
+from ubmd.errors import InputError, StoppedShort
 from ubmd.explain import check_groups, explain
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,12 @@ class JobFailed(Exception):  # noqa: N818
         self.code = code
 
 
-class _BadInput(BaseException):
-    """A single job found bad input and has said so; not an Exception, to pass Hydra without its comments."""
+class _Reported(BaseException):
+    """A single job has said what stopped it; not an Exception, to pass Hydra without its comments."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 @contextmanager
@@ -194,8 +198,8 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
         start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}"])
     except JobFailed as error:
         return error.code
-    except _BadInput:
-        return 2
+    except _Reported as error:
+        return error.code
     finally:  # also of an interrupted sweep
         if sweep:
             sweeps.print_summary(sweep_jobs(hydra, command, overrides), attempt)
@@ -222,12 +226,13 @@ def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
         _check_device(cfg)
         module, name = command.function.split(":")
         result = getattr(importlib.import_module(module), name)(cfg)
-    except InputError as error:
-        log.error("ubmd: error: %s", error)
+    except (InputError, StoppedShort) as error:
+        code, kind = (3, "stopped short") if isinstance(error, StoppedShort) else (2, "error")
+        log.error("ubmd: %s: %s", kind, error)
         sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=str(error)))
         if single:
-            raise _BadInput from error
-        raise JobFailed(str(error), code=2) from error
+            raise _Reported(code) from error
+        raise JobFailed(str(error), code=code) from error
     except Exception as error:
         log.exception("stopped by an error")
         sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=repr(error)))

@@ -181,8 +181,8 @@ def _run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ubmd`` with the given arguments (those of the process by default); returns the exit code.
 
-    0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 130, 143, 138: interrupted by Ctrl-C,
-    SIGTERM, SIGUSR1.
+    0: done; 1: an error, after its traceback; 2: bad input, after one sentence; 3: a run that ended before it had the
+    data that it was to have, after one sentence; 130, 143, 138: interrupted by Ctrl-C, SIGTERM, SIGUSR1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

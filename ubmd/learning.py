@@ -29,7 +29,7 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
-from ubmd.learning_checks import check_sizes, check_trainer, trains_stress
+from ubmd.learning_checks import check_complete, check_sizes, check_trainer, trains_stress
 from ubmd.models.checkpoint import check_parts, load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import NOT_OF_LABELS, Reference
@@ -85,6 +85,7 @@ def learn(cfg: DictConfig) -> float | None:
 
     Raises:
         InputError: for anything wrong in the configuration, before any expensive work.
+        StoppedShort: a round acquired no structure, so that the run ended with fewer than it was to have.
     """
     set_up_lightning()
     check_device(cfg.trainer)
@@ -108,6 +109,7 @@ def learn(cfg: DictConfig) -> float | None:
                 _draw_errors_by_volume(run, len(records) - 1)
             report_run(run.store, run.system, progress.console, dt=run.exploration.time_step)
             log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
+            check_complete(cfg, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
         finally:
             close_loggers(loggers)
     return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
@@ -201,7 +203,6 @@ def _finished(cfg: DictConfig, last: int, before: list[Atoms], now: list[Atoms])
     full = len(before) >= cfg.learning.max_structures
     limit = cfg.learning.max_rounds is not None and last + 1 >= cfg.learning.max_rounds
     if not full and not limit and len(now) == len(before):
-        log.warning("round %d acquired no usable structure; stopping", last)
         return True
     return full or limit
 

@@ -1,6 +1,10 @@
-"""What a run of ``ubmd learn`` must fulfil: refused before any expensive work, in one sentence."""
+"""What a run of ``ubmd learn`` must fulfil, in one sentence each: before any expensive work, and at its end."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -8,13 +12,13 @@ from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import is_labelled
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
-from ubmd.errors import InputError
+from ubmd.errors import InputError, StoppedShort
 from ubmd.reference.base import Reference
 from ubmd.reference.labelling import check_max_force
 from ubmd.seeding import Stage, stage_rng
 from ubmd.training.fit import trainer_limits
 
-__all__ = ["check_sizes", "check_trainer", "trains_stress"]
+__all__ = ["check_complete", "check_sizes", "check_trainer", "trains_stress"]
 
 
 def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
@@ -76,3 +80,34 @@ def check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule
         largest = min(largest, system.n_start + (learning.max_rounds - 1) * learning.batch_size)
     n_train = max(int((1 - datamodule.validation_fraction) * largest), 1)
     trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)
+
+
+def check_complete(cfg: DictConfig, last: Mapping[str, Any], n_structures: int, dataset: Path) -> None:
+    """Says that a run ended because its last round acquired nothing, not because it has all that it was to have.
+
+    Args:
+        cfg: the configuration.
+        last: metrics of the last round.
+        n_structures: labelled structures in all.
+        dataset: their file.
+
+    Raises:
+        StoppedShort: naming the cause and how to go on.
+    """
+    selected = last.get("n_selected")
+    if selected is None or selected > last["n_rejected"]:
+        return
+    if selected:
+        cause = f"all {selected} structures that it selected were rejected (see the warnings above)"
+        remedy = "a higher labelling.max_force, a lower bias.tau or dynamics.stopping.uncertainty_threshold"
+    elif last["n_candidates"]:
+        cause = f"its {last['n_candidates']} candidates are copies of labelled structures"
+        remedy = "a higher temperature, longer walkers or a bias"
+    else:
+        cause = "every walker became unphysical before its first frame"
+        remedy = "a lower bias.tau, dynamics.integrator.dt or dynamics.frame_interval"
+    raise StoppedShort(
+        f"round {last['round']} acquired no structure, as {cause}; the run ends at {n_structures} of "
+        f"learning.max_structures={cfg.learning.max_structures}; to go on from its labels, start a run of another name "
+        f"with system.initial={dataset} and {remedy}"
+    )

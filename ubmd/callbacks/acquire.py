@@ -14,7 +14,6 @@ from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_labelled, read_structures, write_structures
 from ubmd.dynamics.exploration import frames_to_atoms
-from ubmd.errors import InputError
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
@@ -99,16 +98,11 @@ class Acquire(Callback):
         assert self.explore.result is not None
         candidates = frames_to_atoms(self.explore.result)
         self.n_candidates = len(candidates)
-        if not candidates:
-            raise InputError(
-                f"round {self.folder.index} has no candidates: every walker became unphysical before its first frame; "
-                "lower bias.tau, dynamics.integrator.dt or dynamics.frame_interval"
-            )
         if not self.folder.selected.exists():
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
             write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
         # the file is the truth: labels belong to the coordinates as they are written
-        selected = read_structures(self.folder.selected)
+        selected = read_structures(self.folder.selected) if self.folder.selected.stat().st_size else []
         self.n_selected = len(selected)
         self.seconds_select = time.perf_counter() - started
         self._label(selected)
@@ -117,6 +111,8 @@ class Acquire(Callback):
         """The chosen candidates; copies of one another and of labelled structures are not chosen from."""
         device = module.device
         candidates = [candidates[i] for i in distinct(candidates, datamodule.structures)]
+        if not candidates:
+            return []
 
         def features(batch: AtomicBatch) -> torch.Tensor:
             pieces = torch.arange(batch.n_systems, device=device).split(datamodule.evaluation_batch_size)
@@ -125,7 +121,7 @@ class Acquire(Callback):
 
         uncertainty = torch.tensor([a.info["uncertainty"] for a in candidates], device=device)
         pool = Pool(uncertainty)
-        if self.selection.needs_features and candidates:
+        if self.selection.needs_features:
             batch = collate(candidates, datamodule.cutoff, dtype=datamodule.dtype, device=device)
             pool = Pool(uncertainty, features(batch), features(datamodule.split("labelled", device)))
         chosen = self.selection(
