@@ -135,7 +135,7 @@ def _places(value: Any) -> Any:
 
 def _reshaped(values: Any, random: Random) -> Any:
     """An array with another shape, type or number."""
-    choice = random.integers(7)
+    choice = random.integers(3 if values.dtype == object else 7)
     if choice == 0:
         return values[:-1] if values.ndim else values.reshape(1)
     if choice == 1:

@@ -25,9 +25,10 @@ from ubmd.analysis.metrics import COLUMNS, write_metrics
 from ubmd.app import compose
 from ubmd.compare import read_folders
 from ubmd.data.batch import collate
+from ubmd.data.inherit import Inherited
 from ubmd.data.io import is_labelled, read_structures, write_structures
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
-from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
+from ubmd.dynamics.trajectory import read_trajectory, seal, write_trajectory
 from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.models.potential import Potential
 from ubmd.rounds import RoundStore
@@ -169,7 +170,8 @@ def trajectory(folder: Path) -> bytes:
     values |= {name: np.ones(f) for name in ("energy", "uncertainty", "tau")}
     values |= {"reasons": np.ones(w, np.int8), "steps": np.full(w, 10)}
     values |= {"temperature": np.full(w, 300.0), "max_uncertainty": np.ones(w)}
-    write_trajectory(folder / "trajectory.h5", Exploration(**values))
+    inherited = tuple(Inherited.of(Atoms("OH2", info={"charge": 1})) for _ in range(w))
+    write_trajectory(folder / "trajectory.h5", Exploration(**values, inherited=inherited))
     return (folder / "trajectory.h5").read_bytes()
 
 
@@ -184,7 +186,9 @@ def damaged_trajectory(data: bytes, random: Random, folder: Path) -> Path:
             content = changed({"it": file[name][()]}, random) if isinstance(file[name], h5py.Dataset) else {}
             del file[name]
             if "it" in content and isinstance(content["it"], np.ndarray):
-                file.create_dataset(name, data=content["it"])
+                text = content["it"].dtype == object
+                file.create_dataset(name, data=content["it"], dtype=h5py.string_dtype() if text else None)
+        seal(path)
     return path
 
 
@@ -270,7 +274,8 @@ def damaged_words(seeds: None, random: Random, folder: Path) -> tuple[list[str],
     if way <= 1:
         words[place] = f"{key}={WORDS[random.integers(len(WORDS))]}"
     elif way == 2:
-        words[place] = damaged(words[place].encode(), random, [w.encode() for w in WORDS]).decode(errors="replace")
+        text = damaged(words[place].encode(), random, [w.encode() for w in WORDS]).decode(errors="replace")
+        words[place] = "".join(" " if not char.isprintable() else char for char in text)
     elif way == 3:
         words[place] = f"{key}.{('x', 'max', '_target_', '0', '')[random.integers(5)]}={value}"
     else:

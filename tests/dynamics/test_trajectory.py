@@ -81,7 +81,7 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path, found, monkeypatch):
     file = tmp_path / "t.h5"
     write_trajectory(file, found)
     before = file.read_bytes()
-    monkeypatch.setitem(module._LAYOUT, "absent", ("frames/absent", "1"))
+    monkeypatch.setitem(module._LAYOUT, "absent", ("frames/absent", "1", "int64", "f"))
     with pytest.raises(AttributeError, match="absent"):
         write_trajectory(file, found)
     assert file.read_bytes() == before
@@ -93,7 +93,7 @@ def test_bad_files_are_named(tmp_path, found):
     with pytest.raises(InputError, match=r"t\.h5 does not exist"):
         read_trajectory(file)
     file.write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match=r"t\.h5 cannot be read"):
+    with pytest.raises(InputError, match=r"t\.h5 is not a"):
         read_trajectory(file)
     with h5py.File(file, "w") as other:
         other["frames"] = 1
@@ -102,5 +102,44 @@ def test_bad_files_are_named(tmp_path, found):
     write_trajectory(file, found)
     with h5py.File(file, "a") as damaged:
         del damaged["frames/energy"]
+    module.seal(file)
     with pytest.raises(InputError, match=r"t\.h5 cannot be read.*energy"):
         read_trajectory(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("frames/energy", np.zeros((6, 1)), r"frames/energy is float64 \[6, 1\], not float64 \[f\]"),
+        ("frames/positions", np.zeros((5, 6, 3)), "frames/positions is float64"),
+        ("frames/cell", np.zeros((6, 3, 2)), "frames/cell is float64"),
+        ("numbers", np.zeros(6), r"numbers is float64 \[6\], not int64 \[n\]"),
+        ("pbc", np.array(True), "pbc is bool"),
+        ("walkers/steps", np.array([b"x", b"y"]), "walkers/steps is"),
+    ],
+)
+def test_wrong_types_and_shapes_are_named(tmp_path, found, name, value, text):
+    file = tmp_path / "t.h5"
+    write_trajectory(file, found)
+    with h5py.File(file, "a") as changed:
+        del changed[name]
+        changed[name] = value
+    module.seal(file)
+    with pytest.raises(InputError, match=text):
+        read_trajectory(file)
+
+
+def test_every_damage_is_noticed_before_hdf5_sees_it(tmp_path, found, monkeypatch):
+    """The library loops forever on some damaged heaps of strings."""
+    file = tmp_path / "t.h5"
+    write_trajectory(file, found)
+    whole = file.read_bytes()
+    monkeypatch.setattr(h5py, "File", lambda *_: pytest.fail("HDF5 was asked"))
+    for place in (*range(0, len(whole), 997), 0, 511, 512, len(whole) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"t\.h5 is"):
+            read_trajectory(file)
+    for length in (0, 100, 512, 5000, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"t\.h5 is"):
+            read_trajectory(file)

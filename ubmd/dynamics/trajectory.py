@@ -2,7 +2,7 @@
 
 Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an attribute of each dataset):
 
-    /                             attributes format = "ubmd-trajectory", version = 1
+    /                             attributes format = "ubmd-trajectory", version = 2
     /numbers              [n]        int64
     /pbc                  [3]        bool
     /frames/walker        [f]        int64
@@ -27,6 +27,7 @@ elements and positions alone.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -41,34 +42,42 @@ from ubmd.files import replaced
 
 __all__ = ["read_trajectory", "write_trajectory"]
 
-_FORMAT, _VERSION = "ubmd-trajectory", 1
+_FORMAT, _VERSION = "ubmd-trajectory", 2
+_BLOCK = 512
+"""Bytes before the HDF5 data that HDF5 leaves to its user."""
 _INHERITED = "walkers/inherited"
 
-# field of Exploration -> dataset and units; the one place where the layout is written down for the machine
-_LAYOUT: dict[str, tuple[str, str]] = {
-    "numbers": ("numbers", "1"),
-    "pbc": ("pbc", "1"),
-    "walker": ("frames/walker", "1"),
-    "step": ("frames/step", "1"),
-    "positions": ("frames/positions", "Å"),
-    "cell": ("frames/cell", "Å"),
-    "energy": ("frames/energy", "eV"),
-    "uncertainty": ("frames/uncertainty", "eV/atom"),
-    "atomic_uncertainty": ("frames/atomic_uncertainty", "eV/Å"),
-    "tau": ("frames/tau", "1"),
-    "walkers": ("walkers/walker", "1"),
-    "reasons": ("walkers/reason", "1"),
-    "steps": ("walkers/steps", "1"),
-    "temperature": ("walkers/temperature", "K"),
-    "max_uncertainty": ("walkers/max_uncertainty", "eV/Å"),
+# field of Exploration -> dataset, units, type and shape; the one place where the layout is written down for the machine
+_LAYOUT: dict[str, tuple[str, str, str, str]] = {
+    "numbers": ("numbers", "1", "int64", "n"),
+    "pbc": ("pbc", "1", "bool", "3"),
+    "walker": ("frames/walker", "1", "int64", "f"),
+    "step": ("frames/step", "1", "int64", "f"),
+    "positions": ("frames/positions", "Å", "float64", "fn3"),
+    "cell": ("frames/cell", "Å", "float64", "f33"),
+    "energy": ("frames/energy", "eV", "float64", "f"),
+    "uncertainty": ("frames/uncertainty", "eV/atom", "float64", "f"),
+    "atomic_uncertainty": ("frames/atomic_uncertainty", "eV/Å", "float64", "fn"),
+    "tau": ("frames/tau", "1", "float64", "f"),
+    "walkers": ("walkers/walker", "1", "int64", "w"),
+    "reasons": ("walkers/reason", "1", "int8", "w"),
+    "steps": ("walkers/steps", "1", "int64", "w"),
+    "temperature": ("walkers/temperature", "K", "float64", "w"),
+    "max_uncertainty": ("walkers/max_uncertainty", "eV/Å", "float64", "w"),
 }
 
 
 def write_trajectory(path: Path | str, exploration: Exploration) -> None:
     """Writes ``exploration`` to ``path``, whole or not at all; an existing file is replaced."""
-    with replaced(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    with replaced(Path(path)) as temporary:
+        _write(temporary, exploration)
+        seal(temporary)
+
+
+def _write(path: Path, exploration: Exploration) -> None:
+    with h5py.File(path, "w", userblock_size=_BLOCK) as file:
         file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
-        for field, (name, unit) in _LAYOUT.items():
+        for field, (name, unit, _, _) in _LAYOUT.items():
             values: np.ndarray = getattr(exploration, field)
             # empty data cannot be chunked, hence not compressed
             packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if values.size else {}
@@ -80,21 +89,54 @@ def write_trajectory(path: Path | str, exploration: Exploration) -> None:
             file["walkers/reason"].attrs[f"value {reason:d}"] = reason.description
 
 
+def seal(path: Path) -> None:
+    """Writes into the user block of a file what :func:`read_trajectory` knows it by: the digest of all that follows."""
+    with path.open("r+b") as file:
+        file.write(_seal(path))
+
+
+def _seal(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(_BLOCK)
+        return f"{_FORMAT} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+
+
 def read_trajectory(path: Path | str) -> Exploration:
     """Reads what :func:`write_trajectory` wrote, bit by bit.
 
     Raises:
         InputError: if the file is absent, damaged, or not a trajectory of this version.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"trajectory {path} does not exist")
     try:
+        # HDF5 itself does not end on some damaged files, so damage has to be noticed before
+        with path.open("rb") as file:
+            found, sealed = file.read(_BLOCK).rstrip(b"\0"), _seal(path)
+        if found != sealed:
+            damaged = found.startswith(_FORMAT.encode())
+            what = "is damaged, its digest is another" if damaged else f"is not a {_FORMAT} file of version {_VERSION}"
+            raise InputError(f"trajectory {path} {what}; restore it or explore again")
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != _FORMAT or file.attrs.get("version") != _VERSION:
-                raise InputError(f"{path} is not a {_FORMAT} file of version {_VERSION}")
-            values: dict[str, Any] = {field: file[name][()] for field, (name, _) in _LAYOUT.items()}  # pyright: ignore
+                raise InputError(f"trajectory {path} is not a {_FORMAT} file of version {_VERSION}; explore again")
+            values: dict[str, Any] = {field: file[name][()] for field, (name, *_) in _LAYOUT.items()}  # pyright: ignore
+            _check(values)
             records = file[_INHERITED].asstr()[()] if _INHERITED in file else []  # pyright: ignore
             inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)  # pyright: ignore
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"trajectory {path} cannot be read: {error}") from error
     return Exploration(**values, inherited=inherited)
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raises ValueError for a dataset of another type or shape than the layout's."""
+    sizes = {"3": 3}
+    for field, (name, _, dtype, shape) in _LAYOUT.items():
+        found = np.asarray(values[field])
+        fits = found.ndim == len(shape) and all(
+            sizes.setdefault(axis, size) == size for axis, size in zip(shape, found.shape, strict=True)
+        )
+        if not fits or found.dtype != dtype:
+            raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, not {dtype} [{', '.join(shape)}]")
