@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import CalculatorSetupError, SCFError
 from ase.calculators.emt import EMT
 
 from ubmd import cli
@@ -71,7 +73,7 @@ def test_labels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"rejected: structure 2: {rejected[0].info['reason']}" in shown
     assert "4 labelled structures in" in shown
     assert "2 rejected, 6 computed now" in shown
-    assert len(LabelStore(run / "labels.db")) == 6
+    assert len(LabelStore(run / "labels.db")) == 5  # what EMT says of uranium may have other reasons
     kept = {"config.yaml", "provenance.json", "ubmd.log", "labels.db", "labelled.extxyz", "rejected.extxyz"}
     assert {file.name for file in run.iterdir()} - {".hydra"} == kept
 
@@ -116,11 +118,11 @@ def test_interrupted_and_continued(
     assert not (run / "labelled.extxyz").exists()
     assert len(LabelStore(run / "labels.db")) == 3
     assert label() == 0
-    assert len(computed) == 3 + 1 + 3
+    assert len(computed) == 3 + 1 + 4  # a calculator's refusal of an element is asked for once more
     text = (run / "labelled.extxyz").read_bytes()
     capsys.readouterr()
     assert label() == 0
-    assert "0 computed now" in capsys.readouterr().out
+    assert "1 computed now" in capsys.readouterr().out
     assert (run / "labelled.extxyz").read_bytes() == text
     more = structures()
     more.append(more[0].copy())
@@ -128,7 +130,7 @@ def test_interrupted_and_continued(
     ase.io.write("my.xyz", more, format="extxyz")
     assert label() == 0
     assert "5 labelled structures" in (shown := capsys.readouterr().out)
-    assert "1 computed now" in shown
+    assert "2 computed now" in shown
 
 
 def test_many_rejected(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +144,46 @@ def test_many_rejected(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_left(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert label("labelling.max_force=1e-9") == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "none of the 6 structures of my.xyz could be labelled (force of" in line
+
+
+class NeedsEnvironment(EMT):
+    """Is set up by the environment; does not converge for one structure, as long as that says so."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        if "MYCODE_COMMAND" not in os.environ:
+            raise CalculatorSetupError("set MYCODE_COMMAND")
+        if os.environ["MYCODE_COMMAND"] == "bad" and atoms.positions[0, 0] > 0.1:  # pyright: ignore
+            raise SCFError("not converged")
+
+
+def test_what_is_remembered_and_forgotten(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setup error is not, a structure that does not converge is, until it is to be tried again."""
+    given = [bulk("Cu", cubic=True) for _ in range(3)]
+    given[1].positions[0, 0] = 0.2
+    ase.io.write("my.xyz", given, format="extxyz")
+    own = f"reference.calculator._target_={__name__}.NeedsEnvironment"
+    assert label(own) == 2
+    assert "set MYCODE_COMMAND" in (shown := capsys.readouterr().err)
+    assert "then start the same command again" in shown
+    store = LabelStore(only(here) / "labels.db")
+    assert len(store) == 0
+    monkeypatch.setenv("MYCODE_COMMAND", "bad")
+    assert label(own) == 0
+    assert "2 labelled structures" in (captured := capsys.readouterr()).out
+    assert f"{store.path} remembers that 1 of 2 structures cannot be labelled (SCFError: not conv" in captured.err
+    monkeypatch.setenv("MYCODE_COMMAND", "good")
+    assert label(own) == 0
+    assert "2 labelled structures" in (captured := capsys.readouterr()).out
+    assert "retry=true tries them again" in captured.err
+    assert label(own, "retry=true") == 0
+    assert "3 labelled structures" in (shown := capsys.readouterr().out)
+    assert "1 computed now" in shown
+    assert only(here) == store.path.parent
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 CACHED = ("system.relax.folder", "data.test.path", "data.test.sample.labels")
 """Where things are kept that tell themselves what they are."""
-MAY_DIFFER = ("paths", "logger", "debug", *CACHED, *NOT_OF_LABELS)
+MAY_DIFFER = ("paths", "logger", "debug", "retry", *CACHED, *NOT_OF_LABELS)
 """Parts of the configuration that a continued run need not share with its beginning."""
 
 
@@ -148,6 +148,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     store.open(plain(cfg), ignore=MAY_DIFFER)
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
+    if cfg.retry:
+        log.info("%d structures that could not be labelled are tried again", labels.forget_failures())
     return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
 
 

@@ -13,6 +13,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
+    CalculatorSetupError,
     EnvironmentError,
     FileIOCalculator,
     OldShellProfile,
@@ -25,9 +26,13 @@ from ase.constraints import FixAtoms
 
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
-from ubmd.reference.base import ReferenceError, UnfinishedError
+from ubmd.reference.base import ReferenceError, SetupError, UnfinishedError
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
+
+
+class KohnShamConvergenceError(RuntimeError):
+    """As GPAW has one."""
 
 
 class Strange(Calculator):
@@ -35,7 +40,7 @@ class Strange(Calculator):
 
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012  (ASE's own form)
 
-    def __init__(self, energy: float | Exception = 0.0, **parameters):
+    def __init__(self, energy: float | BaseException = 0.0, **parameters):
         super().__init__(**parameters)
         self.energy = energy
         self.runs = 0
@@ -43,7 +48,7 @@ class Strange(Calculator):
     def calculate(self, atoms=None, properties=None, system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         self.runs += 1
-        if isinstance(self.energy, Exception):
+        if isinstance(self.energy, BaseException):
             raise self.energy
         assert atoms is not None
         assert not atoms.constraints
@@ -113,13 +118,13 @@ def test_stress_only_where_it_is_defined():
 
 @pytest.mark.parametrize("energy", [np.nan, np.inf])
 def test_non_finite_results_fail(energy):
-    with pytest.raises(ReferenceError, match="non-finite energy"):
+    with pytest.raises(UnfinishedError, match="non-finite energy"):
         ASEReference(Strange(energy)).compute(Atoms("H"))
 
 
 def test_exceptions_fail_one_structure(tmp_path):
-    with pytest.raises(ReferenceError, match="ValueError: SCF diverged") as caught:
-        ASEReference(Strange(ValueError("SCF diverged"))).compute(Atoms("H"))
+    with pytest.raises(UnfinishedError, match=r"ValueError: wrong .test_ase_reference.py:\d+.$") as caught:
+        ASEReference(Strange(ValueError("wrong"))).compute(Atoms("H"))
     assert isinstance(caught.value.__cause__, ValueError)
 
     structures = [bulk("Cu"), bulk("Fe"), bulk("Ag")]  # EMT has no iron
@@ -241,16 +246,21 @@ def test_made_by_hydra():
         (BrokenPipeError(), UnfinishedError),
         (MemoryError(), UnfinishedError),
         (CalledProcessError(-9, "program"), UnfinishedError),
-        (CalculationFailed("SCF not converged in 3 cycles"), ReferenceError),
+        (CalculationFailed("the program returned an error: 1"), UnfinishedError),
         (SCFError(), ReferenceError),
-        (NotImplementedError("no parameters for U"), ReferenceError),
-        (ModuleNotFoundError("No module named 'program'"), InputError),
-        (EnvironmentError("no command"), InputError),
+        (KohnShamConvergenceError("after 100 steps"), ReferenceError),
+        (NotImplementedError("no parameters for U"), UnfinishedError),
+        (KeyError("x"), UnfinishedError),
+        (SystemExit(0), UnfinishedError),
+        (ModuleNotFoundError("No module named 'program'"), SetupError),
+        (EnvironmentError("no command"), SetupError),
+        (CalculatorSetupError("no licence"), SetupError),
     ],
 )
-def test_what_errors_say_about_a_structure(error: Exception, meaning: type[Exception]) -> None:
-    with pytest.raises(meaning):
+def test_what_errors_say_about_a_structure(error: BaseException, meaning: type[Exception]) -> None:
+    with pytest.raises(meaning) as caught:
         ASEReference(Strange(error)).compute(Atoms("H"))
+    assert type(caught.value) is meaning
 
 
 class Program(FileIOCalculator):

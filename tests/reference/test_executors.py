@@ -118,14 +118,23 @@ def test_serial_labels_are_tried_again_too(calls: Path, store: LabelStore) -> No
 
 
 def test_nothing_came_to_an_end(calls: Path, store: LabelStore) -> None:
-    done = [atoms(0)]
-    label_structures(done, Trap(calls), store)
-    broken = [*done, atoms(1, "break", 9), atoms(2, "break", 9)]
+    broken = [atoms(1, "break", 9), atoms(2, "break", 9)]
     with pytest.raises(
-        InputError, match=r"none of 2 labels came to an end \(the disk is full\); see that the reference"
+        InputError, match=r"none of 2 labels came to an end \(the disk is full\); nothing of that is remembered"
     ):
         label_structures(broken, Trap(calls), store)
-    assert len(store) == 1
+    assert len(store) == 0
+
+
+def test_labels_that_are_stored_already_came_to_an_end(calls: Path, store: LabelStore) -> None:
+    """A run that was killed after some labels goes on as it would have undisturbed."""
+    structures = [atoms(0), atoms(1, "break", 9), atoms(2, "fail")]
+    undisturbed = label_structures(structures, Trap(calls), LabelStore(store.path.with_name("undisturbed.db")))
+    label_structures(structures[:1], Trap(calls), store)
+    for known in (1, 2):  # the label, then the failure too
+        assert len(store) == known
+        again = label_structures(structures, Trap(calls), store)
+        assert (numbers(again.labelled), reasons(again)) == (numbers(undisturbed.labelled), reasons(undisturbed))
 
 
 def test_results_that_came_with_an_error_are_kept(calls: Path, store: LabelStore) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Reference, ReferenceError, checked_label
+from ubmd.reference.base import Label, Reference, ReferenceError, UnfinishedError, checked_label
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
@@ -146,6 +147,28 @@ def test_no_structures(store):
     assert (report.labelled, report.rejected, report.failed, report.n_computed) == ([], [], [], 0)
 
 
+@pytest.mark.parametrize("stress", [[0.0, 1, 2, 3, 4, 5], [[0.0, 5, 4], [5, 1, 3], [4, 3, 2]]])
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asarray,
+        np.float32,
+        lambda value: np.asarray(value)[None],
+        lambda value: np.asarray(value)[None, None],
+        lambda value: np.asarray(value).tolist(),
+        lambda value: torch.tensor(value, dtype=torch.float64, requires_grad=True),
+        lambda value: torch.tensor(value, dtype=torch.bfloat16)[None],
+    ],
+)
+def test_labels_in_any_form_that_is_clear(form, stress):
+    label = checked_label(form(2.0), form([[1.0, 2, 3], [4, 5, 6]]), form(stress), 2)
+    assert (type(label.energy), label.energy) == (float, 2.0)
+    np.testing.assert_array_equal(label.forces, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(label.stress, [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+    assert label.forces.dtype == label.stress.dtype == np.float64
+    assert label.forces.flags.owndata or label.forces.base.flags.owndata
+
+
 @pytest.mark.parametrize(
     ("energy", "forces", "stress", "message"),
     [
@@ -153,9 +176,22 @@ def test_no_structures(store):
         (0.0, np.full((2, 3), np.inf), None, "non-finite forces"),
         (0.0, np.zeros((2, 3)), np.full((3, 3), np.nan), "non-finite stress"),
         (0.0, np.zeros((3, 3)), None, "forces of shape"),
-        (0.0, np.zeros((2, 3)), np.zeros(6), "stress of shape"),
+        (0.0, np.zeros((1, 6)), None, "forces of shape"),
+        (0.0, np.zeros((3, 2)), None, "forces of shape"),
+        (0.0, [[1.0, 2.0, 3.0], [1.0]], None, "rows of different lengths as forces"),
+        ("not converged", np.zeros((2, 3)), None, "'not converged' as energy"),
+        (None, np.zeros((2, 3)), None, "None as energy"),
+        (0.0, None, None, "None as forces"),
+        ([0.0, 1.0], np.zeros((2, 3)), None, "energy of 2 numbers"),
+        ([], np.zeros((2, 3)), None, "energy of 0 numbers"),
+        (1j, np.zeros((2, 3)), None, "complex numbers as energy"),
+        (torch.tensor(1j), np.zeros((2, 3)), None, "complex numbers as energy"),
+        (True, np.zeros((2, 3)), None, "True as energy"),
+        (0.0, np.ma.masked_equal(np.zeros((2, 3)), 0.0), None, "masked"),
+        (0.0, np.zeros((2, 3)), np.zeros(5), "stress of shape"),
+        (0.0, np.zeros((2, 3)), np.zeros((2, 3, 3)), "stress of shape"),
     ],
 )
 def test_checked_label_refuses(energy, forces, stress, message):
-    with pytest.raises(ReferenceError, match=message):
+    with pytest.raises(UnfinishedError, match=message):
         checked_label(energy, forces, stress, 2)

@@ -133,6 +133,10 @@ class Acquire(Callback):
 
     def _label(self, selected: list[Atoms]) -> None:
         started = time.perf_counter()
+        if self.folder.labelled.exists():  # what broke off then is not another matter of luck now
+            self.labelled = read_labelled(self.folder.labelled) if self.folder.labelled.stat().st_size else []
+            self.n_rejected = len(selected) - len(self.labelled)
+            return
         report = label_with_progress(
             selected,
             self.reference,

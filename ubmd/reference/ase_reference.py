@@ -6,23 +6,26 @@ import copy
 import logging
 import math
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.calculators.calculator import (
-    BadConfiguration,
-    CalculationFailed,
-    EnvironmentError,
-    FileIOCalculator,
-    SCFError,
-)
-from ase.stress import voigt_6_to_full_3x3_stress
+from ase.calculators.calculator import BadConfiguration, CalculatorSetupError, EnvironmentError, SCFError
 
 from ubmd.data.electronic import ELECTRONIC, handed_on, stated
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, checked_label, class_path
+from ubmd.reference.base import (
+    Label,
+    Plain,
+    Reference,
+    ReferenceError,
+    SetupError,
+    UnfinishedError,
+    checked_label,
+    class_path,
+    same_structure,
+    told,
+)
 from ubmd.reference.programs import check_program
 
 if TYPE_CHECKING:
@@ -33,8 +36,7 @@ log = logging.getLogger(__name__)
 
 _CHARGE, _MULTIPLICITY = ("charge", "total_charge"), ("multiplicity", "mult", "spin_multiplicity")
 """Names that calculators give to parameters of their own for charge and multiplicity."""
-_NOT_SET_UP = (ImportError, EnvironmentError, BadConfiguration)
-_BROKEN_OFF = (OSError, MemoryError, subprocess.SubprocessError)
+_NOT_SET_UP = (ImportError, EnvironmentError, BadConfiguration, CalculatorSetupError)
 
 
 class ASEReference(Reference):
@@ -44,8 +46,9 @@ class ASEReference(Reference):
     them apart. Forces are those of the atoms, whatever constraints the structure carries. The stress is asked
     for where the structure is periodic in three directions and the calculator implements it.
 
-    What a calculator raises counts as a failure of the structure, but for errors of the operating system, of
-    memory, and of a program that ends with an error: they say nothing about the structure.
+    An SCF that does not converge, if the calculator says so (``ase.calculators.calculator.SCFError``, or a class of
+    errors with "Convergence" in its name), is a failure of the structure, which is remembered. Whatever else a
+    calculator raises may have another reason, and is never remembered.
 
     In a configuration::
 
@@ -65,7 +68,7 @@ class ASEReference(Reference):
     """
 
     def __init__(self, calculator: BaseCalculator, name: str | None = None, reads: Sequence[str] = ()) -> None:
-        implemented = calculator.implemented_properties
+        implemented = getattr(calculator, "implemented_properties", ())
         if not {"energy", "forces"} <= set(implemented):
             raise InputError(
                 f"calculator: {class_path(calculator)} computes {implemented} but energy and forces are "
@@ -94,9 +97,10 @@ class ASEReference(Reference):
         """Label one structure, which is left as it is.
 
         Raises:
-            ReferenceError: the calculator raised (chained) or returned values that are not finite.
-            UnfinishedError: the calculation broke off (chained).
-            InputError: the calculator lacks its program, its configuration or a package.
+            ReferenceError: the calculator says that it did not converge (chained).
+            UnfinishedError: the calculation broke off (chained), returned what is no label, or changed the structure.
+            SetupError: the calculator lacks its program, its configuration or a package (chained).
+            InputError: the calculator's program is not on this machine.
         """
         self.check()
         structure = handed_on(atoms)
@@ -108,17 +112,16 @@ class ASEReference(Reference):
             forces = calculator.get_property("forces", structure)
             stress = None
             if self.has_stress and structure.pbc.all():
-                stress = voigt_6_to_full_3x3_stress(calculator.get_property("stress", structure))
+                stress = calculator.get_property("stress", structure)
             energy = calculator.get_property(self._energy, structure)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _reset(calculator)
-            message = f"{type(error).__name__}: {error}"
             if isinstance(error, _NOT_SET_UP):
-                raise InputError(f"reference: {class_path(calculator)} is not set up ({message})") from error
-            raise (UnfinishedError if self._broke_off(error) else ReferenceError)(message) from error
-        if energy is None or forces is None:
-            raise ReferenceError("the calculator returned no energy or no forces")
-        return checked_label(float(energy), forces, stress, len(structure))
+                raise SetupError(f"{class_path(calculator)} is not set up ({told(error)})") from error
+            raise (ReferenceError if _did_not_converge(error) else UnfinishedError)(told(error)) from error
+        if not same_structure(structure, atoms):
+            raise UnfinishedError("the calculator changed the structure that it was given; hand it a copy inside it")
+        return checked_label(energy, forces, stress, len(structure))
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse a structure that contradicts itself or the calculator's parameters; warn if it may not be heeded.
@@ -161,10 +164,10 @@ class ASEReference(Reference):
         if isinstance(command, str):
             check_program(command, class_path(self.calculator), "install it, or set the calculator's command")
 
-    def _broke_off(self, error: Exception) -> bool:
-        if isinstance(error, CalculationFailed) and not isinstance(error, SCFError):
-            return isinstance(self.calculator, FileIOCalculator)  # the program's exit status is all it says
-        return isinstance(error, _BROKEN_OFF)
+
+def _did_not_converge(error: BaseException) -> bool:
+    """Whether the error says so itself; CalculationFailed is also what a program that crashed comes to."""
+    return isinstance(error, SCFError) or any("Convergence" in kind.__name__ for kind in type(error).__mro__)
 
 
 def _reset(calculator: BaseCalculator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ase import Atoms
@@ -20,6 +21,8 @@ from ubmd.reference.store import LabelStore
 from ubmd.rounds import RoundStore
 
 __all__ = ["label"]
+
+log = logging.getLogger(__name__)
 
 SHOWN = 20
 """Rejected structures that are named one by one."""
@@ -48,12 +51,15 @@ def label(cfg: DictConfig) -> None:
         atoms.info["source_index"] = number
     folder = Path(cfg.paths.run)
     # the structures need not be the same: the store tells them apart
-    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", *NOT_OF_LABELS))
+    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", "retry", *NOT_OF_LABELS))
+    store = LabelStore(folder / "labels.db")
+    if cfg.retry:
+        log.info("%d structures that could not be labelled are tried again", store.forget_failures())
     with executor, run_progress() as progress:
         report = label_with_progress(
             structures,
             reference,
-            LabelStore(folder / "labels.db"),
+            store,
             executor=executor,
             max_force=limit,
             progress=progress,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase.calculators.cp2k import CP2K, InputSection, parse_input
-from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import Rydberg
 
 from ubmd.data.electronic import check_state_options, electronic_state
@@ -177,7 +176,7 @@ class CP2KReference(Reference):
                 problem = error
         output = folder / "cp2k.out"  # complete once the shell has ended
         check_scf(output.read_text(errors="replace") if output.exists() else "", problem)
-        stress = voigt_6_to_full_3x3_stress(results["stress"]) if atoms.pbc.all() else None
+        stress = results["stress"] if atoms.pbc.all() else None
         return checked_label(results["energy"], results["forces"], stress, len(atoms))
 
     def _parameters_for(self, atoms: Atoms) -> dict[str, Any]:

@@ -166,6 +166,9 @@ def start_worker(threads: int) -> None:
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:  # the main module of the user has loaded it
         sys.modules["torch"].set_num_threads(threads)
+    exit_at_once = os._exit
+    # the pool takes a worker that ends with 0 for one that was told to, and would wait for its task for ever
+    os._exit = lambda status: exit_at_once(status or 1)
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ubmd.data.electronic import electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.alanine_dipeptide import SYMBOLS
-from ubmd.reference.base import Label, Plain, Reference, checked_label, class_path
+from ubmd.reference.base import Label, Plain, Reference, ReferenceError, checked_label, class_path
 from ubmd.reference.cmap import CMAP
 from ubmd.reference.openmm_system import (
     FORCE_FIELD,
@@ -75,7 +75,9 @@ class FF19SB(Reference):
         """
         self.check_atoms(atoms)
         energies, forces = self.compute_many(atoms.positions[None])
-        return checked_label(float(energies[0]), forces[0], None, len(atoms))
+        if not np.isfinite(energies).all() or not np.isfinite(forces).all():
+            raise ReferenceError("energy or forces are non-finite, as atoms are too close")
+        return checked_label(energies, forces, None, len(atoms))
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse what is not alanine dipeptide, neutral and without unpaired electrons.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -13,8 +14,18 @@ import numpy as np
 
 from ubmd import interruption
 from ubmd.errors import InputError
-from ubmd.reference.base import Label, Reference, ReferenceError, UnfinishedError
+from ubmd.reference.base import (
+    Label,
+    Reference,
+    ReferenceError,
+    SetupError,
+    UnfinishedError,
+    checked_label,
+    same_structure,
+    told,
+)
 from ubmd.reference.executors import LabelExecutor, Serial
+from ubmd.reference.isolation import isolated
 from ubmd.reference.store import Failure, LabelStore, label_key
 
 if TYPE_CHECKING:
@@ -42,6 +53,12 @@ class _Unfinished:
     """Nothing is known about a structure, because its computation broke off."""
 
     message: str
+    setup: bool = False
+    """Whether it says that the reference is not set up."""
+
+
+NOT_SET_UP = 3
+"""Computations that say so, before any label is known, until the others are not tried either."""
 
 
 def label_structures(
@@ -56,8 +73,9 @@ def label_structures(
     """Label structures, taking from the store what it knows and storing at once what it does not.
 
     Labels that the reference refuses (:class:`~ubmd.reference.base.ReferenceError`) are stored as failures.
-    A computation that broke off, was killed or took too long is tried again as often as the executor says;
-    then its structure is reported as failed, but nothing is stored, so that the next run tries it again.
+    A computation that broke off in whatever way, was killed or took too long is tried again as often as the
+    executor says; then its structure is reported as failed, but nothing is stored, so that the next run tries it
+    again. If nothing at all is known of any structure then, the reference itself is taken to be at fault.
 
     Args:
         structures: what to label; they are left as they are. One that is listed twice is computed once.
@@ -69,8 +87,8 @@ def label_structures(
         on_label: called with (structures done, structures in all) after each.
 
     Raises:
-        InputError: ``max_force`` is not positive, the reference refuses this kind of structure, or not one of
-            the computations came to an end.
+        InputError: ``max_force`` is not positive, the reference refuses a structure beforehand or is not set up,
+            or there is no label or failure of any structure, old or new.
     """
     check_max_force(max_force)
     fingerprint, reads = reference.fingerprint(), reference.reads
@@ -96,12 +114,9 @@ def label_structures(
             done += copies[key]
             if on_label is not None:
                 on_label(done, len(structures))
-    broken = [result.message for result in results.values() if isinstance(result, _Unfinished)]
-    if broken and len(broken) == len(todo):
-        raise InputError(
-            f"reference: none of {len(todo)} labels came to an end ({broken[0]}); see that the reference runs, "
-            "then start the same command again"
-        )
+            _check_set_up(results)
+    _check_any(results)
+    _tell_of_failures(results, store)
     return _sorted(structures, [results[key] for key in keys], max_force, len(todo))
 
 
@@ -121,6 +136,36 @@ def _check_atoms(
                 reference.check_atoms(atoms)
             except InputError as error:
                 raise InputError(f"structure {number} of {len(structures)} cannot be labelled: {error}") from error
+
+
+def _check_set_up(results: Mapping[str, Label | Failure | _Unfinished]) -> None:
+    """Refuses to go on with a reference that is not set up, without waiting for all structures to say so."""
+    broken = [result for result in results.values() if isinstance(result, _Unfinished) and result.setup]
+    if len(broken) == len(results) >= NOT_SET_UP:
+        raise InputError(f"reference: {broken[0].message}; set it up, then start the same command again")
+
+
+def _check_any(results: Mapping[str, Label | Failure | _Unfinished]) -> None:
+    """Refuses to go on when nothing is known of any structure."""
+    broken = [result.message for result in results.values() if isinstance(result, _Unfinished)]
+    if broken and len(broken) == len(results):
+        raise InputError(
+            f"reference: none of {len(broken)} labels came to an end ({broken[0]}); nothing of that is remembered: see "
+            "that the reference runs, then start the same command again"
+        )
+
+
+def _tell_of_failures(results: Mapping[str, Label | Failure | _Unfinished], store: LabelStore) -> None:
+    """Says once what is remembered of structures that cannot be labelled, and where."""
+    failures = [result.message for result in results.values() if isinstance(result, Failure)]
+    if failures:
+        log.warning(
+            "%s remembers that %d of %d structures cannot be labelled (%s); retry=true tries them again",
+            store.path,
+            len(failures),
+            len(results),
+            failures[0],
+        )
 
 
 def _computed(
@@ -144,6 +189,8 @@ def _computed(
                 reason = str(raised) if isinstance(raised, UnfinishedError) else executor.unfinished(raised)
                 if reason is None:
                     error = raised
+                elif isinstance(raised, SetupError):
+                    yield key, _Unfinished(reason, setup=True)
                 elif attempt < executor.retries:
                     log.warning("a label broke off and is tried again: %s", reason)
                     waiting.append((key, attempt + 1))
@@ -154,11 +201,30 @@ def _computed(
 
 
 def evaluate(reference: Reference, atoms: Atoms) -> Label | Failure:
-    """One label, or what the reference has against the structure: the task that executors run."""
+    """One label, or what the reference has against the structure: the task that executors run.
+
+    The reference gets a copy of the structure, and computes apart from what else goes on in the process
+    (:func:`ubmd.reference.isolation.isolated`).
+
+    Raises:
+        UnfinishedError: the computation broke off, with whatever error.
+        InputError: no structure can be labelled here.
+    """
+    given = atoms.copy()
     try:
-        return reference.compute(atoms)
+        with isolated(zlib.crc32(np.ascontiguousarray(atoms.positions).tobytes())):
+            label = reference.compute(given)
     except ReferenceError as error:
         return Failure(str(error))
+    except (UnfinishedError, InputError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise UnfinishedError(told(error)) from error
+    if not isinstance(label, Label):
+        raise UnfinishedError(f"the reference returned {type(label).__name__} instead of a label")
+    if not same_structure(given, atoms):
+        raise UnfinishedError("the reference changed the structure that it was given; let it work on a copy")
+    return checked_label(label.energy, label.forces, label.stress, len(atoms))
 
 
 def _sorted(

@@ -74,7 +74,7 @@ def sample_ff19sb(
 
     Raises:
         InputError: a value is not positive, or there are fewer frames than structures.
-        ReferenceError: the dynamics broke down.
+        UnfinishedError: the dynamics broke down.
     """
     for name, value in (
         ("n_structures", n_structures),

@@ -90,6 +90,15 @@ class LabelStore:
             if self.get(atoms, fingerprint, reads) is None:
                 raise
 
+    def forget_failures(self) -> int:
+        """Removes the failures, so that their structures are computed again; returns how many there were."""
+        if not self._has_tables():
+            return 0
+        with self._transaction() as database:
+            failures = [row.id for row in database.select(failed=True)]
+            database.delete(failures)
+        return len(failures)
+
     def __len__(self) -> int:
         """Number of labels and failures."""
         return self._connect().count() if self._has_tables() else 0

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from ase import Atoms
+from ase.calculators.calculator import CalculationFailed
+from ase.calculators.calculator import InputError as RefusedError
 
 from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
-from ubmd.reference.base import Label, Plain, Reference, class_path
+from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, class_path
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 
@@ -98,7 +100,13 @@ class TBLiteReference(Reference):
         parameters = self._parameters | {"charge": state.charge, "multiplicity": state.multiplicity}
         structure = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         with threadpool_limits(limits=self.threads):
-            return ASEReference(TBLite(**parameters, verbosity=0)).compute(structure)
+            try:
+                return ASEReference(TBLite(**parameters, verbosity=0)).compute(structure)
+            except UnfinishedError as error:
+                # what the library refuses or does not converge is the structure's, whatever its class of errors
+                if isinstance(error.__cause__, CalculationFailed | RefusedError):
+                    raise ReferenceError(str(error)) from error
+                raise
 
     def _state(self, atoms: Atoms) -> ElectronicState:
         return electronic_state(atoms, charge=self._parameters["charge"], multiplicity=self._parameters["multiplicity"])
