@@ -17,22 +17,21 @@ import numpy as np
 from ase import Atoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
-from tblite.ase import TBLite
 
 from ubmd.analysis.volumes import cell_volumes
 from ubmd.data.io import write_structures
 from ubmd.data.mil53 import PATH_FILE, crystal_structure
-from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.relaxation import CELL_FACTOR, ReferenceCalculator
 from ubmd.reference.store import LabelStore
+from ubmd.reference.tblite_reference import TBLiteReference
 
 VOLUMES = (1320, 1200, 1080, 960, 840)  # Å³
 FMAX, FMAX_BETWEEN = 0.05, 0.1  # eV/Å
 
 
 def main(folder: Path) -> None:
-    reference = ASEReference(TBLite(method="GFN2-xTB", verbosity=0))
+    reference = TBLiteReference()
     store = LabelStore(folder / "labels.db")
 
     def relax(atoms: Atoms, *, constant_volume: bool) -> Atoms:

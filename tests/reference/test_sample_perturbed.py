@@ -22,6 +22,8 @@ from ubmd.reference.sampling import cached_test_set, sample_perturbed
 from ubmd.reference.store import LabelStore
 from ubmd.seeding import Stage, stage_rng
 
+NODE = {"_target_": "ase.calculators.emt.EMT"}
+
 
 class Counting(ASEReference):
     n = 0
@@ -35,7 +37,7 @@ class Breaking(Counting):
     """Breaks off at one of the calls, whose number is not part of its labels' name."""
 
     def __init__(self, at: int):
-        super().__init__(EMT())
+        super().__init__(NODE)
         self.at = at
 
     def compute(self, atoms: Atoms) -> Label:
@@ -50,7 +52,7 @@ def path() -> list[Atoms]:
 
 
 def sample(tmp_path: Path, **options) -> partial[list[Atoms]]:
-    given = {"structures": path(), "reference": Counting(EMT()), "labels": str(tmp_path / "labels.db")}
+    given = {"structures": path(), "reference": Counting(NODE), "labels": str(tmp_path / "labels.db")}
     return partial(sample_perturbed, 7, **(given | {"displacement": 0.02, "strain": 0.01, "seed": 3} | options))
 
 
@@ -94,7 +96,7 @@ def test_cached_with_all_that_determines_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a.arrays["REF_forces"], b.arrays["REF_forces"])
         assert a.info["REF_stress"].shape == (3, 3)
     GrowingDataModule(cutoff=3.0, species=["Cu"], test=again, stress=True)
-    for changed in ({"seed": 4}, {"structures": path()[:2]}, {"reference": Counting(EMT(), name="other")}):
+    for changed in ({"seed": 4}, {"structures": path()[:2]}, {"reference": Counting(NODE, name="other")}):
         before = Counting.n
         cached_test_set(file, sample(tmp_path, **changed))
         assert Counting.n > before

@@ -7,10 +7,12 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from ase.calculators.calculator import BadConfiguration, CalculatorSetupError, EnvironmentError, SCFError
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 
 from ubmd.data.electronic import ELECTRONIC, handed_on, stated
 from ubmd.errors import InputError
@@ -26,6 +28,8 @@ from ubmd.reference.base import (
     same_structure,
     told,
 )
+from ubmd.reference.identity import code_of, described, targets
+from ubmd.reference.isolation import default_dtype, isolated, precision
 from ubmd.reference.programs import check_program
 
 if TYPE_CHECKING:
@@ -54,11 +58,14 @@ class ASEReference(Reference):
 
         reference:
           _target_: ubmd.reference.ase_reference.ASEReference
+          _recursive_: false
           calculator: {_target_: ase.calculators.emt.EMT}
 
     Args:
-        calculator: the calculator; its ``parameters`` identify the labels, as they are now.
-        name: told apart in the label store; give one where ``parameters`` do not say all that matters.
+        calculator: the node of a configuration that makes the calculator, and identifies its labels with every argument
+            and the contents of files that arguments name; or a calculator, whose class and ``parameters`` rarely say
+            all, so that nothing of it is kept for other runs unless it has a name.
+        name: told apart in the label store.
         reads: names of further arrays and entries of ``info`` that the calculator reads of a structure. Charge and
             spin are handed to every calculator, as ``info`` and as initial charges and moments; naming ``charge`` or
             ``spin`` here says that this one heeds them.
@@ -67,7 +74,17 @@ class ASEReference(Reference):
         InputError: the calculator computes no energy or no forces.
     """
 
-    def __init__(self, calculator: BaseCalculator, name: str | None = None, reads: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        calculator: BaseCalculator | Mapping[str, Any],
+        name: str | None = None,
+        reads: Sequence[str] = (),
+    ) -> None:
+        node = _plain_node(calculator) if isinstance(calculator, Mapping) else None
+        with isolated():  # what it sets for its own use, such as the precision of new tensors, is for it alone
+            if isinstance(calculator, Mapping):
+                calculator = cast("BaseCalculator", instantiate(calculator))
+            self._dtype = default_dtype()
         implemented = getattr(calculator, "implemented_properties", ())
         if not {"energy", "forces"} <= set(implemented):
             raise InputError(
@@ -80,18 +97,30 @@ class ASEReference(Reference):
         self._told = False
         self._energy = "free_energy" if "free_energy" in implemented else "energy"
         self.has_stress = "stress" in implemented
-        # Taken now: some calculators add to their parameters while they run.
-        self._fingerprint: dict[str, Plain] = {
-            "class": class_path(self),
-            "calculator": class_path(calculator),
-            "parameters": _plain(calculator.parameters or {}),
-            "energy": self._energy,
-            "name": name,
-        }
+        modules = {type(calculator).__module__} | {_module_of(target) for target in targets(node)}
+        code = code_of(modules)
+        self.identified = name is not None or (node is not None and code.complete)
+        self._versions = code.versions
+        # Taken now: some calculators add to their parameters while they run, and files change.
+        self._fingerprint: dict[str, Plain] = {"class": class_path(self), "name": name}
+        if node is None:
+            parameters = _plain(getattr(calculator, "parameters", None) or {})
+            self._fingerprint |= {
+                "calculator": class_path(calculator),
+                "parameters": parameters,
+                "energy": self._energy,
+            }
+        else:
+            self._fingerprint["calculator"] = described(node)
+        if code.source is not None:
+            self._fingerprint["source"] = code.source
 
     def fingerprint(self) -> dict[str, Plain]:
-        """Class and parameters of the calculator, and the name."""
+        """The calculator's configuration, or its class and parameters; its code if that is no package's; the name."""
         return copy.deepcopy(self._fingerprint)
+
+    def versions(self) -> dict[str, str]:
+        return dict(self._versions)
 
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.
@@ -109,11 +138,12 @@ class ASEReference(Reference):
         # Results must not depend on what was calculated before, nor on what failed.
         _reset(calculator)
         try:
-            forces = calculator.get_property("forces", structure)
-            stress = None
-            if self.has_stress and structure.pbc.all():
-                stress = calculator.get_property("stress", structure)
-            energy = calculator.get_property(self._energy, structure)
+            with precision(self._dtype):
+                forces = calculator.get_property("forces", structure)
+                stress = None
+                if self.has_stress and structure.pbc.all():
+                    stress = calculator.get_property("stress", structure)
+                energy = calculator.get_property(self._energy, structure)
         except (Exception, SystemExit) as error:
             _reset(calculator)
             if isinstance(error, _NOT_SET_UP):
@@ -131,7 +161,7 @@ class ASEReference(Reference):
         """
         found = stated(atoms)
         multiplicity = None if found.unpaired is None else found.unpaired + 1
-        own = self.calculator.parameters or {}
+        own = getattr(self.calculator, "parameters", None) or {}
         for name, value, keys in (("charge", found.charge, _CHARGE), ("spin", multiplicity, _MULTIPLICITY)):
             given = {key: own[key] for key in keys if isinstance(own.get(key), int | float)}
             for key, parameter in given.items():
@@ -168,6 +198,16 @@ class ASEReference(Reference):
 def _did_not_converge(error: BaseException) -> bool:
     """Whether the error says so itself; CalculationFailed is also what a program that crashed comes to."""
     return isinstance(error, SCFError) or any("Convergence" in kind.__name__ for kind in type(error).__mro__)
+
+
+def _plain_node(node: Mapping[str, Any]) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)
+
+
+def _module_of(target: str) -> str:
+    """The module that defines what a configuration names."""
+    found = get_object(target)
+    return getattr(found, "__module__", None) or target.rpartition(".")[0]
 
 
 def _reset(calculator: BaseCalculator) -> None:

@@ -13,6 +13,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.data.electronic import ELECTRONIC
+from ubmd.reference.identity import code_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
 """A value that JSON can hold."""
 
-_MEANS = ("executor", "reference.command", "reference.scratch", "reference.threads")
+_MEANS = ("executor", "reference.command", "reference.scratch", "reference.threads", "reference._recursive_")
 NOT_OF_LABELS = (*_MEANS, *(f"data.test.sample.{part}" for part in _MEANS))
 """Parts of a configuration that say how and where labels are computed, not what they are."""
 
@@ -66,12 +67,20 @@ class Reference(Protocol):
     They travel with a structure wherever it goes to be labelled, and labels are stored under them.
     """
 
+    identified: bool = True
+    """Whether the fingerprint tells the reference apart from every other one, also of other runs."""
+
     def fingerprint(self) -> dict[str, Plain]:
         """Settings that determine a label, as plain JSON types; labels are stored under them.
 
         The class is part of them, versions of packages are not: an upgrade must not discard paid labels.
         """
         ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that compute labels; they count where results are shared between runs."""
+        code = code_of({type(self).__module__})
+        return code.versions | ({} if code.source is None else {"source": code.source})
 
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.

@@ -27,6 +27,7 @@ from ubmd.reference.base import (
     checked_label,
     class_path,
 )
+from ubmd.reference.identity import versions_of
 from ubmd.reference.programs import check_program, scratch_folder
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ class CP2KReference(Reference):
             InputError: the program of ``command`` is missing.
         """
         check_program(self.command, "CP2K", INSTALL)
+
+    def versions(self) -> dict[str, str]:
+        return versions_of("ase")
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse a structure that CP2K's input cannot be written for.

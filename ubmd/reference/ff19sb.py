@@ -24,6 +24,7 @@ from ubmd.errors import InputError
 from ubmd.reference.alanine_dipeptide import SYMBOLS
 from ubmd.reference.base import Label, Plain, Reference, ReferenceError, checked_label, class_path
 from ubmd.reference.cmap import CMAP
+from ubmd.reference.identity import versions_of
 from ubmd.reference.openmm_system import (
     FORCE_FIELD,
     amber_classes,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from parmed.amber import AmberParm
     from torchmd.forces import Forces
 
+PACKAGES = ("torchmd", "openmm", "parmed")
+"""Distributions that labels come from."""
 _TERMS = ("bonds", "angles", "dihedrals", "impropers", "1-4", "electrostatics", "lj")
 
 
@@ -78,6 +81,9 @@ class FF19SB(Reference):
         if not np.isfinite(energies).all() or not np.isfinite(forces).all():
             raise ReferenceError("energy or forces are non-finite, as atoms are too close")
         return checked_label(energies, forces, None, len(atoms))
+
+    def versions(self) -> dict[str, str]:
+        return versions_of(*PACKAGES)
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse what is not alanine dipeptide, neutral and without unpaired electrons.

@@ -16,6 +16,7 @@ from ubmd import interruption
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
+    Plain,
     Reference,
     ReferenceError,
     SetupError,
@@ -25,6 +26,7 @@ from ubmd.reference.base import (
     told,
 )
 from ubmd.reference.executors import LabelExecutor, Serial
+from ubmd.reference.identity import shared_fingerprint
 from ubmd.reference.isolation import isolated
 from ubmd.reference.store import Failure, LabelStore, label_key
 
@@ -91,17 +93,20 @@ def label_structures(
             or there is no label or failure of any structure, old or new.
     """
     check_max_force(max_force)
-    fingerprint, reads = reference.fingerprint(), reference.reads
+    reads, versions = reference.reads, reference.versions()
+    fingerprint = shared_fingerprint(reference) if store.shared else reference.fingerprint()
     keys = [label_key(atoms, fingerprint, reads) for atoms in structures]
     results: dict[str, Label | Failure | _Unfinished] = {}
     todo: dict[str, Atoms] = {}
     for key, atoms in dict(zip(keys, structures, strict=True)).items():
-        known = store.get(atoms, fingerprint, reads)
+        known = store.get(atoms, fingerprint, reads, versions)
         if known is None:
             todo[key] = atoms
         else:
             results[key] = known
     _check_atoms(structures, keys, todo, reference)
+    if todo and not store.shared:
+        _tell_of_another_reference(store, fingerprint)
     copies = Counter(keys)
     done = sum(copies[key] for key in results)
     if on_label is not None and done:
@@ -109,7 +114,7 @@ def label_structures(
     with interruption.shielded():  # a label that is computed is stored
         for key, result in _computed(todo, reference, executor or Serial()):
             if not isinstance(result, _Unfinished):
-                store.put(todo[key], fingerprint, result, reads)
+                store.put(todo[key], fingerprint, result, reads, versions)
             results[key] = result
             done += copies[key]
             if on_label is not None:
@@ -165,6 +170,19 @@ def _tell_of_failures(results: Mapping[str, Label | Failure | _Unfinished], stor
             len(failures),
             len(results),
             failures[0],
+        )
+
+
+def _tell_of_another_reference(store: LabelStore, fingerprint: Mapping[str, Plain]) -> None:
+    """Says that what a run's store holds is not of the reference as it is now, which the run's configuration hides."""
+    before = store.last_fingerprint()
+    if before is not None and before != fingerprint:
+        parts = sorted(key for key in before.keys() | fingerprint.keys() if before.get(key) != fingerprint.get(key))
+        log.warning(
+            "%s holds labels of another reference (%s differs: an argument, a file that one names, or code of one's "
+            "own); they are kept, but none of them is taken for this one",
+            store.path,
+            ", ".join(parts),
         )
 
 

@@ -26,6 +26,7 @@ from ubmd.reference.base import (
     checked_label,
     class_path,
 )
+from ubmd.reference.identity import versions_of
 from ubmd.reference.programs import check_program, scratch_folder
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class ORCAReference(Reference):
             InputError: the program of ``command`` is missing.
         """
         check_program(self.command, "ORCA", "install it from its makers and set reference.command to its full path")
+
+    def versions(self) -> dict[str, str]:
+        return versions_of("ase")
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse a structure that is periodic, or whose charge or spin cannot be.

@@ -22,6 +22,7 @@ from ubmd.errors import InputError
 from ubmd.files import locked
 from ubmd.reference.base import Reference, ReferenceError
 from ubmd.reference.executors import LabelExecutor
+from ubmd.reference.identity import shared_fingerprint
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
@@ -114,14 +115,14 @@ class Relaxation:
         if not file.exists():
             with locked(file):
                 if not file.exists():
-                    store = LabelStore(Path(self.folder) / "labels.db")
+                    store = LabelStore(Path(self.folder) / "labels.db", shared=True)
                     calculator = ReferenceCalculator(reference, store, executor)
                     write_structures(file, [self._relaxed(atoms, calculator, on_step)])
         return read_labelled(file)[0]
 
     def file(self, atoms: Atoms, reference: Reference) -> Path:
         """Where the structure that results from ``atoms`` is kept."""
-        settings = {"reference": reference.fingerprint(), "fmax": self.fmax}
+        settings = {"reference": shared_fingerprint(reference), "fmax": self.fmax}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for values in (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc):
             digest.update(np.ascontiguousarray(values).tobytes())

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from ubmd.progress import run_progress
 from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
 from ubmd.reference.base import Plain, Reference, checked_label
 from ubmd.reference.executors import LabelExecutor, Serial
-from ubmd.reference.ff19sb import FF19SB
+from ubmd.reference.ff19sb import FF19SB, PACKAGES
+from ubmd.reference.identity import code_of, described, shared_fingerprint, versions_of
 from ubmd.reference.labelling import label_structures, with_label
 from ubmd.reference.openmm_system import build_system, reference_context
 from ubmd.reference.store import LabelStore
@@ -151,7 +152,7 @@ def sample_perturbed(
     ]
     for atoms in copies:
         atoms.positions = np.round(atoms.positions, _DECIMALS)
-    place, store = executor or Serial(), LabelStore(labels)
+    place, store = executor or Serial(), LabelStore(labels, shared=True)
     with run_progress() as progress, progress.stage("test set labels", len(copies)) as stage, place:
         report = label_structures(
             copies,
@@ -161,9 +162,8 @@ def sample_perturbed(
             max_force=max_force,
             on_label=lambda done, total: stage.update(done, total),
         )
-    unfinished = [
-        reason for atoms, reason in report.failed if store.get(atoms, reference.fingerprint(), reference.reads) is None
-    ]
+    settings = shared_fingerprint(reference)
+    unfinished = [reason for atoms, reason in report.failed if store.get(atoms, settings, reference.reads) is None]
     if unfinished:  # which structures a test set has must not be a matter of luck
         raise InputError(
             f"reference: {len(unfinished)} of {len(copies)} labels of the test set came to no end ({unfinished[0]}); "
@@ -193,8 +193,8 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
     Args:
         path: extended XYZ with ``REF_`` keys. It appears all at once, or not at all.
         sample: a function that samples labelled structures, with all of its arguments. They are recorded,
-            defaults included, in the first structure's ``info``: plain JSON types as they are, references as
-            their fingerprints, structures as digests.
+            defaults included, in the first structure's ``info``: plain JSON types as they are, files by what is in
+            them, references as their fingerprints with versions, structures as digests.
 
     Returns:
         The same structures whether they were sampled or read.
@@ -278,13 +278,24 @@ def _settings_of(sample: partial[list[Atoms]]) -> dict[str, Plain]:
     function = f"{sample.func.__module__}.{sample.func.__qualname__}"
     arguments = {name: value for name, value in call.arguments.items() if name not in _MEANS}
     reads = getattr(arguments.get("reference"), "reads", ())
-    return json.loads(json.dumps({"function": function, **arguments}, default=partial(_recorded, reads=reads)))
+    settings = {"function": function, "versions": _versions(sample.func)}
+    settings |= {name: described(value) if isinstance(value, str) else value for name, value in arguments.items()}
+    return json.loads(json.dumps(settings, default=partial(_recorded, reads=reads)))
+
+
+def _versions(function: Callable[..., Any]) -> dict[str, str]:
+    """Of the packages that a sampling function takes its structures from; those of a reference are the reference's."""
+    code = code_of({function.__module__})
+    versions = {name: version for name, version in code.versions.items() if name != "ubmd"}
+    if function is sample_ff19sb:
+        versions |= versions_of(*PACKAGES)
+    return versions | ({} if code.source is None else {"source": code.source})
 
 
 def _recorded(value: Any, *, reads: Collection[str]) -> Plain:
     """What stands for an argument that JSON cannot hold."""
     if hasattr(value, "fingerprint"):
-        return value.fingerprint()
+        return shared_fingerprint(value)
     digest = hashlib.sha256()
     for array in (value.numbers, value.positions, np.asarray(value.cell), value.pbc):
         digest.update(np.ascontiguousarray(array).tobytes())

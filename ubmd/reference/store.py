@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
@@ -25,6 +26,8 @@ from ubmd.reference.base import Label, Plain
 if TYPE_CHECKING:
     from ase import Atoms
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -43,30 +46,49 @@ class LabelStore:
     The file is an ``ase.db`` database (``ase db labels.db`` lists it). Exact values are in ``data`` of its
     rows, the columns of energy, forces and stress are for other programs.
 
+    Versions of packages are recorded with each label. In a run's own store they tell nothing apart, as an
+    upgrade must not discard labels; that a label is of other versions is said once.
+
     Args:
         path: the file, ending in ``.db``; it is created with the first label.
+        shared: several runs share the file, in which versions tell labels apart
+            (:func:`ubmd.reference.identity.shared_fingerprint`).
 
     Raises:
         InputError: ``path`` has another ending, or is no SQLite database.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, shared: bool = False) -> None:
+        self.path, self.shared = Path(path), shared
+        self._told: set[str] = set()
         if self.path.suffix != ".db":
             raise InputError(f"path: label store {self.path} should end in .db; rename it")
         if not self._is_empty_or_sqlite():
             raise InputError(f"path: {self.path} is not an SQLite database; move it away or choose another path")
 
     def get(
-        self, atoms: Atoms, fingerprint: Mapping[str, Plain], reads: Sequence[str] = ELECTRONIC
+        self,
+        atoms: Atoms,
+        fingerprint: Mapping[str, Plain],
+        reads: Sequence[str] = ELECTRONIC,
+        versions: Mapping[str, str] | None = None,
     ) -> Label | Failure | None:
-        """What is known about a structure under these settings; None if nothing is."""
+        """What is known about a structure under these settings; None if nothing is.
+
+        Args:
+            atoms: the structure.
+            fingerprint: the settings.
+            reads: names of what else counts of the structure.
+            versions: of the packages, as they are now; None: no word about others.
+        """
         if not self._has_tables():
             return None
         rows = list(self._connect().select(unique_id=label_key(atoms, fingerprint, reads)))
         if not rows:
             return None
         data = rows[0].data
+        if versions is not None:
+            self._tell_of_versions(data.get("versions") or {}, versions)
         if data["failure"] is not None:
             return Failure(data["failure"])
         stress = data["stress"]
@@ -78,10 +100,12 @@ class LabelStore:
         fingerprint: Mapping[str, Plain],
         result: Label | Failure,
         reads: Sequence[str] = ELECTRONIC,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         """Store a label or failure, durably when the call returns; one that is there already stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         row, data = _row(atoms, fingerprint, result, reads)
+        data["versions"] = dict(versions or {})
         try:
             with self._transaction() as database:
                 database.write(row, data=data, failed=isinstance(result, Failure))
@@ -89,6 +113,20 @@ class LabelStore:
             # The unique key is there: another process, or an earlier call, was first.
             if self.get(atoms, fingerprint, reads) is None:
                 raise
+
+    def last_fingerprint(self) -> dict[str, Plain] | None:
+        """The settings of what was stored last; None of an empty store."""
+        if not self._has_tables():
+            return None
+        rows = list(self._connect().select(sort="-id", limit=1))
+        return json.loads(rows[0].data["fingerprint"]) if rows else None
+
+    def _tell_of_versions(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        other = [name for name in before if name in now and before[name] != now[name]]
+        text = ", ".join(f"{name} {before[name]:.12} (now {now[name]:.12})" for name in other)
+        if text and text not in self._told:
+            self._told.add(text)
+            log.warning("labels in %s are of %s; they are taken as they are", self.path, text)
 
     def forget_failures(self) -> int:
         """Removes the failures, so that their structures are computed again; returns how many there were."""

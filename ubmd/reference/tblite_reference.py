@@ -17,6 +17,7 @@ from ubmd.data.electronic import ElectronicState, check_state_options, electroni
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, class_path
+from ubmd.reference.identity import versions_of
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 
@@ -79,6 +80,9 @@ class TBLiteReference(Reference):
     def fingerprint(self) -> dict[str, Plain]:
         """Class, method and parameters; the number of threads is none of them."""
         return {"class": class_path(self), **self._parameters}
+
+    def versions(self) -> dict[str, str]:
+        return versions_of("tblite")
 
     def check_atoms(self, atoms: Atoms) -> None:
         """Refuse a structure whose charge or spin cannot be.
