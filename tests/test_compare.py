@@ -13,8 +13,8 @@ import yaml
 
 from ubmd import cli, compare
 from ubmd.analysis.comparison import RunResult, compare_runs, final_metrics, is_finished, mean_and_deviation
-from ubmd.analysis.comparison_tables import as_latex
-from ubmd.analysis.curves import exploration_curves
+from ubmd.analysis.comparison_tables import as_csv, as_latex
+from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.analysis.metrics import COLUMNS, write_metrics
 from ubmd.errors import InputError
 
@@ -103,6 +103,52 @@ def test_tables_by_hand(tau_runs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert r"0.1 & 2 & 0.70 $\pm$ 0.14 & 13.00 $\pm$ 4.24 & 0.130 $\pm$ 0.042 &" in latex
     assert latex.index(r"\toprule") < latex.index(r"\midrule") < latex.index(r"\bottomrule")
     assert (folder / "learning_curves.png").stat().st_size > 10_000
+
+
+def untested(forces: list[float]) -> list[dict[str, Any]]:
+    """Rounds without a test set and collective variables, as of one's own molecule."""
+    names = ("force_rmse_ev_per_ang", "energy_rmse_mev_per_atom")
+    rows = rounds(forces)
+    for row in rows:
+        row |= {f"valid_{name}": row[name] for name in names} | dict.fromkeys(
+            (*names, "coverage", "test_coverage_atom")
+        )
+    return rows
+
+
+def test_runs_without_a_test_set_compare_by_validation_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "two"
+    write_run(root / "seed-0", configuration(0), untested([0.5, 0.10]))
+    write_run(root / "seed-1", configuration(1), untested([0.7, 0.16]))
+    assert cli.main(["compare", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("validation") >= 3
+    assert "2 runs have no test set (data.test)" in out
+    assert "13.00 ± 4.24" in out
+    (row,) = csv.DictReader((root / "comparison" / "table.csv").open())
+    assert float(row["valid_force_rmse_ev_per_ang_mean"]) == pytest.approx(0.13, abs=1e-12)
+    assert "force_rmse_ev_per_ang_mean" not in row
+    assert "F-RMSE (eV/Å, validation)" in (root / "comparison" / "table.md").read_text()
+    assert (root / "comparison" / "learning_curves.png").stat().st_size > 10_000
+
+
+def test_validation_errors_are_shown_beside_those_on_test_sets_only_where_needed(tmp_path: Path) -> None:
+    both = [row | {"valid_force_rmse_ev_per_ang": 7.0} for row in rounds([0.4, 0.2])]
+    tested = RunResult("tested", configuration(0, 0.1), both)
+    other = RunResult("untested", configuration(0, 0.5), untested([0.4, 0.3]))
+    alone, mixed = compare_runs([tested]), compare_runs([tested, other])
+    assert (alone.untested, mixed.untested) == (0, 1)
+    assert "validation" not in as_latex(alone)
+    (low, high) = csv.DictReader(as_csv(mixed).splitlines())
+    assert (low["force_rmse_ev_per_ang_mean"], low["valid_force_rmse_ev_per_ang_mean"]) == ("0.2", "7.0")
+    assert (high["force_rmse_ev_per_ang_mean"], high["valid_force_rmse_ev_per_ang_mean"]) == ("", "0.3")
+    figure = compared_curves({s.label: [run.rounds for run in s.runs] for s in mixed.settings})
+    assert figure is not None
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels[:3] == ["Validation energy\nRMSE (meV/atom)", "Validation force\nRMSE (eV/Å)", "Energy RMSE (meV/atom)"]
+    assert compared_curves({"nothing": [[{"round": 0, "n_train": 1, "n_valid": 1}]]}) is None
 
 
 def test_folder_of_runs_and_output(tau_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +349,7 @@ def test_wandb_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_columns_are_those_of_the_contract() -> None:
     from ubmd.analysis.comparison import METRICS
 
-    derived = ("test_coverage", "n_structures", "phase_transitions")
+    derived = ("test_coverage", "n_structures", "phase_transitions", "valid_")
     names = {metric.name for metric in METRICS if not metric.name.startswith(derived)}
     assert {name for name in names if not name.endswith("_at_equal_steps")} <= set(COLUMNS)
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ubmd import app, cli, paths, sweeps
 from ubmd.analysis.metrics import write_metrics
 from ubmd.cli import COMMANDS
-from ubmd.errors import InputError
+from ubmd.errors import InputError, StoppedShort
 
 pytestmark = pytest.mark.usefixtures("quiet_logging")
 
@@ -146,6 +146,26 @@ def test_interrupted_sweep_goes_on(stand_in: Callable[[Job], None], capsys: pyte
         "seed-2": ["finished", "4", "0.250"],
         "seed-3": ["finished", "4", "0.250"],
     }
+
+
+@pytest.mark.usefixtures("toy_conf", "runs")
+def test_jobs_without_a_test_set_and_those_that_stop_short(
+    stand_in: Callable[[Job], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[int] = []
+
+    def job(cfg: DictConfig) -> None:
+        called.append(cfg.seed)
+        write_metrics(Path(cfg.paths.run) / "metrics.csv", [{"round": 0, "valid_force_rmse_ev_per_ang": 0.5}])
+        if cfg.seed == 2:
+            raise StoppedShort("round 0 acquired no structure")
+
+    stand_in(job)
+    assert cli.main(["learn", "sweep=seeds"]) == 3
+    out = capsys.readouterr().out
+    assert table(out)["seed-1"] == ["finished", "1", "0.500", "(validation)"]
+    assert table(out)["seed-2"] == ["failed", "1", "0.500", "(validation)"]
+    assert "failed: round 0 acquired no structure" in out
 
 
 @pytest.mark.usefixtures("toy_conf")

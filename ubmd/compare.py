@@ -154,6 +154,13 @@ def _report(comparison: Comparison, console: Console) -> None:
     for table in terminal_tables(comparison):
         wide.print(table)
         wide.print()
+    if comparison.untested:
+        console.print(
+            f"{comparison.untested} runs have no test set (data.test): validation errors are those of labelled "
+            "structures that each fit left out but was stopped by",
+            highlight=False,
+            soft_wrap=True,
+        )
     if comparison.steps is not None:
         console.print(f"equal steps: {comparison.steps} of all walkers together", highlight=False)
     if comparison.along:

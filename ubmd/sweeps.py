@@ -79,9 +79,9 @@ def print_summary(jobs: Mapping[Path, str], attempt: str) -> None:
         table.add_column(header, justify="left" if header == "status" else "right", no_wrap=True)
     for (folder, name), record in zip(jobs.items(), records, strict=True):
         rounds, error = _progress(folder)
-        if error is None and record is not None:
-            error = record.result
-        cells = ["–" if not rounds else str(rounds), "–" if error is None else f"{error:.3f}"]
+        if error is None and record is not None and record.result is not None:
+            error = f"{record.result:.3f}"
+        cells = ["–" if not rounds else str(rounds), error or "–"]
         table.add_row(name, _status(record, attempt), *cells)
     console.print(table)
     for (folder, name), record in zip(jobs.items(), records, strict=True):
@@ -100,12 +100,18 @@ def _status(record: JobRecord | None, attempt: str) -> str:
     return "finished before" if record.state == "finished" else "not started"
 
 
-def _progress(folder: Path) -> tuple[int, float | None]:
-    """Finished rounds of a run of active learning and its last force error, eV/Å; 0 and None for other jobs."""
+def _progress(folder: Path) -> tuple[int, str | None]:
+    """Finished rounds of a run of active learning and its last force error, eV/Å, on the test set or else on validation
+    structures; 0 and None for other jobs.
+    """
     from ubmd.analysis.metrics import read_metrics
 
     try:
         rows = read_metrics(folder / "metrics.csv")
     except InputError:
         return 0, None
-    return len(rows), rows[-1]["force_rmse_ev_per_ang"] if rows else None
+    last = rows[-1] if rows else {}
+    for name, mark in (("force_rmse_ev_per_ang", ""), ("valid_force_rmse_ev_per_ang", " (validation)")):
+        if last.get(name) is not None:
+            return len(rows), f"{last[name]:.3f}{mark}"
+    return len(rows), None

@@ -61,6 +61,15 @@ def test_learning_curves_leave_out_what_rounds_lack():
         learning_curves([{"round": 0, "n_train": 7, "n_valid": 1, "force_rmse_ev_per_ang": float("nan")}])
 
 
+def test_learning_curves_without_a_test_set_say_that_errors_are_of_validation():
+    names = ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang")
+    rows = [row | {f"valid_{name}": row[name] for name in names} | dict.fromkeys(names) for row in ROUNDS]
+    fig = drawn(learning_curves(rows))
+    assert [" ".join(ax.get_ylabel().split()[:2]) for ax in fig.axes] == [
+        "Validation energy", "Validation force", "Coverage of",
+    ]  # fmt: skip
+
+
 def test_ramachandran_wraps_angles_and_keeps_the_first_round_of_each_cell():
     phi = np.radians([10.2, 10.4, 10.6, 200.5, np.nan])
     psi = np.radians([20.5, 20.5, 20.5, -300.5, 0.0])

@@ -24,6 +24,7 @@ __all__ = [
     "explored_against_steps",
     "final_metrics",
     "is_finished",
+    "is_tested",
     "mean_and_deviation",
 ]
 
@@ -75,6 +76,11 @@ class Comparison:
     steps: int | None
     """Steps of all walkers that every run has made, at which what they explored compares; None if nothing is known."""
 
+    @property
+    def untested(self) -> int:
+        """Number of runs without a test set; if there are any, errors on validation structures are compared too."""
+        return sum(not is_tested(run.rounds) for setting in self.settings for run in setting.runs)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -96,6 +102,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("energy_rmse_mev_per_atom", "E-RMSE", "meV/atom", 2),
     Metric("force_rmse_ev_per_ang", "F-RMSE", "eV/Å", 3),
     Metric("stress_rmse_mpa", "S-RMSE", "MPa", 1),
+    Metric("valid_energy_rmse_mev_per_atom", "E-RMSE", "meV/atom, validation", 2),
+    Metric("valid_force_rmse_ev_per_ang", "F-RMSE", "eV/Å, validation", 3),
     Metric("act_position_ps", "Pos. ACT", "ps", 2),
     Metric("act_uncertainty_ps", "Unc. ACT", "ps", 2),
     Metric("n_structures", "Structures", "", 0),
@@ -104,7 +112,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("test_coverage_total", "Covered energies", "", 3),
     Metric("test_coverage_total_50", "Covered energies", "α = 0.5", 3),
 )
-"""Columns in the form of the paper's Table 1; then the shares of held-out errors within their uncertainty."""
+"""Columns in the form of the paper's Table 1, with errors on validation structures where there is no test set; then the
+shares of held-out errors within their uncertainty."""
 
 
 def is_finished(rounds: Sequence[Row]) -> bool:
@@ -113,6 +122,11 @@ def is_finished(rounds: Sequence[Row]) -> bool:
         return False
     selected = rounds[-1].get("n_selected")
     return selected is None or selected == rounds[-1].get("n_rejected")
+
+
+def is_tested(rounds: Sequence[Row]) -> bool:
+    """Whether a run has errors on a test set."""
+    return any(row.get("force_rmse_ev_per_ang") is not None for row in rounds)
 
 
 EXPLORED = ("coverage", "volume_min_ang3", "volume_max_ang3")

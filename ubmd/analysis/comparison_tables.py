@@ -15,7 +15,7 @@ __all__ = ["as_csv", "as_latex", "as_markdown", "terminal_tables"]
 
 Cell = tuple[float, float | None]
 
-_CALIBRATION = "test_coverage_"
+_CALIBRATION, _VALIDATION = "test_coverage_", "valid_"
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"} | {
     "^": r"\textasciicircum{}", "Å": r"\AA{}", "α": r"$\alpha$", "–": "--", "±": r"$\pm$",
 }  # fmt: skip
@@ -64,6 +64,9 @@ def as_markdown(comparison: Comparison) -> str:
     lines += [_row(comparison, setting, metrics) for setting in comparison.settings]
     text = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
     text += ["", "Mean ± sample standard deviation over runs with different seeds, after the last round."]
+    if comparison.untested:
+        text += ["", f"{comparison.untested} runs have no test set: validation errors are those of labelled structures"]
+        text[-1] += " that each fit left out but was stopped by."
     if comparison.steps is not None:
         text += ["", f"Equal steps: {comparison.steps} of all walkers together, which every run has made."]
     if comparison.along:
@@ -89,9 +92,10 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def _metrics(comparison: Comparison) -> list[Metric]:
-    """Those that any run has."""
+    """Those that any run has; those on validation structures only where a run has no test set."""
     found = [final_metrics(run.rounds, comparison.steps) for setting in comparison.settings for run in setting.runs]
-    return [metric for metric in METRICS if any(metric.name in values for values in found)]
+    wanted = [metric for metric in METRICS if comparison.untested or not metric.name.startswith(_VALIDATION)]
+    return [metric for metric in wanted if any(metric.name in values for values in found)]
 
 
 def _cell(setting: Setting, metric: Metric, steps: int | None) -> Cell | None:

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ubmd.analysis import style
-from ubmd.analysis.comparison import EXPLORED, explored_against_steps
+from ubmd.analysis.comparison import EXPLORED, explored_against_steps, is_tested
 from ubmd.analysis.figures import log_ticks
 from ubmd.errors import InputError
 
@@ -28,12 +28,19 @@ _PANELS = (
     ("coverage", "Coverage of CV space", False),
 )
 """Learning curves: the column of ``metrics.csv``, the label, and whether the axis is logarithmic."""
+_VALIDATION_PANELS = (
+    ("valid_energy_rmse_mev_per_atom", "Validation energy\nRMSE (meV/atom)", True),
+    ("valid_force_rmse_ev_per_ang", "Validation force\nRMSE (eV/Å)", True),
+)
+"""For runs without a test set."""
 
 _LEGEND_COLUMNS = 3
 
 
 def learning_curves(rounds: Rounds) -> Figure:
     """Test errors and coverage against the number of labelled structures (Fig. 3 a-c).
+
+    Without a test set the errors are those of the validation structures.
 
     Panels for stress and coverage appear if any round has them; rounds without a value leave no mark.
 
@@ -43,7 +50,7 @@ def learning_curves(rounds: Rounds) -> Figure:
     Raises:
         InputError: no round has the sizes of its data and an energy or force error.
     """
-    series = [(label, log, _against_size(rounds, name, positive=log)) for name, label, log in _PANELS]
+    series = [(label, log, _against_size(rounds, name, positive=log)) for name, label, log in _panels([rounds])]
     shown = [entry for entry in series if len(entry[2])]
     if not shown:
         raise InputError("rounds holds no error with n_train and n_valid; give the rows of a metrics.csv")
@@ -55,7 +62,7 @@ def learning_curves(rounds: Rounds) -> Figure:
     return fig
 
 
-def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure:
+def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
     """Learning curves of several settings, each the mean over its runs with the standard deviation as shade.
 
     Runs whose data sets grew to different sizes are interpolated linearly, within the range that all of them have.
@@ -63,16 +70,17 @@ def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure:
     Args:
         settings: for each label the runs, each as rows of its ``metrics.csv``.
 
-    Raises:
-        InputError: no run has the sizes of its data and an error or a coverage.
+    Returns:
+        the figure, with panels of validation errors if a run has no test set; None if no run has the sizes of its data
+        and an error or a coverage.
     """
     shown = []
-    for name, label, log in _PANELS:
+    for name, label, log in _panels([rounds for runs in settings.values() for rounds in runs]):
         found = {k: _mean_curve([_against_size(r, name, positive=log) for r in v]) for k, v in settings.items()}
         if any(len(curve) for curve in found.values()):
             shown.append((label, log, found))
     if not shown:
-        raise InputError("the runs hold no error with n_train and n_valid; give runs of `ubmd learn`")
+        return None
     fig, axes = _figure_with_legend(len(shown), len(settings))
     for ax, (label, log, found) in zip(axes, shown, strict=True):
         heights = _draw_means(ax, found, log=log)
@@ -118,6 +126,11 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
             ax.set_ylabel("Volume range (Å³)")
     _legend(fig, axes[0])
     return fig
+
+
+def _panels(runs: Sequence[Rounds]) -> tuple[tuple[str, str, bool], ...]:
+    """What to draw of runs: errors on validation structures too if one of them has no test set."""
+    return _PANELS if all(is_tested(rounds) for rounds in runs) else (*_VALIDATION_PANELS, *_PANELS)
 
 
 def _figure_with_legend(panels: int, n_settings: int, width: float = 2.55) -> tuple[Figure, list[Axes]]:

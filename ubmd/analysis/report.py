@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ubmd.analysis.autocorrelation import act
+from ubmd.analysis.comparison import is_tested
 from ubmd.analysis.coverage import coverage
 from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.figures import ramachandran, save_figure
@@ -127,11 +128,12 @@ def report_run(store: RoundStore, system: System, console: Console, *, dt: float
     rows = [record["metrics"] for record in store.records()]
     if not rows:
         return
-    if not any("force_rmse_ev_per_ang" in row for row in rows):
+    shown = rows
+    if not is_tested(rows):
         console.print("without data.test, the errors below are those of the validation structures")
         errors = ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang")
-        rows = [row | {name: row[f"valid_{name}"] for name in errors} for row in rows]
-    console.print(rounds_table(rows))
+        shown = [row | {name: row.get(f"valid_{name}") for name in errors} for row in rows]
+    console.print(rounds_table(shown))
     console.print(stage_times_table(rows))
     save_figure(learning_curves(rows), store.figures / "learning_curves.png")
     explored, structures = explorations(store, len(rows) - 1), store.structures(len(rows))
