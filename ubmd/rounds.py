@@ -123,7 +123,7 @@ class RoundStore:
         """All structures that were labelled before the given round, in the order of their labelling."""
         if not self.dataset.exists():
             return []
-        return [a for a in read_labelled(self.dataset) if a.info["round"] < index]
+        return [a for a in read_labelled(self.dataset, report=False) if a.info["round"] < index]
 
     def add_structures(self, structures: Sequence[Atoms], index: int) -> None:
         """Appends the structures labelled in a round to ``dataset.extxyz``; doing it twice changes nothing."""

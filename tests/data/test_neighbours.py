@@ -119,3 +119,24 @@ def test_structures_that_have_blown_up_are_left_out(bad: float) -> None:
     )
     assert mask.sum(1).tolist() == [1, 1, 0, 0]
     assert neighbours[:2, 0].tolist() == [1, 0]
+
+
+SHAPES = {
+    "atom that flew off": (np.zeros((3, 3)), (False, False, False), [1e9, -3e12, 5.0]),
+    "wide sheet": (np.diag([2000.0, 2000.0, 0.0]), (True, True, False), [1000.0, 500.0, 1.0]),
+    "wide sheet of a crystal": (np.diag([5000.0, 3.0, 5000.0]), (True, True, True), [1000.0, 1.0, 500.0]),
+    "long wire": (np.diag([0.0, 1e6, 0.0]), (False, True, False), [1.0, 2e5, 1.0]),
+    "atom far from a sheet": (np.array([[4.0, 0, 0], [1.0, 4.0, 0], [0, 0, 0]]), (True, True, False), [0, 0, 1e7]),
+    "atom far from a wire": (np.array([[0, 0, 0], [0, 0, 0], [0, 3.0, 3.0]]), (False, False, True), [1e7, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("cutoff", [1e-3, 4.5])
+@pytest.mark.parametrize(("cell", "pbc", "far"), [*SHAPES.values()], ids=[*SHAPES])
+def test_extreme_shapes(cell: NDArray[np.float64], pbc: tuple[bool, ...], far: list[float], cutoff: float) -> None:
+    """Long or flat ones, which vesin alone divides by zero for."""
+    positions = np.array([[0.0, 0.0, 0.0], [0.1, -0.2, 1.0], [0.5, 1.0, 0.5], far])
+    expected = brute_force(positions, cell, pbc, cutoff, reach=3)
+    found = found_pairs(positions, cell, pbc, cutoff)
+    assert set(found) == expected
+    assert set(found.values()) <= {1}

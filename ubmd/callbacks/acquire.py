@@ -102,7 +102,8 @@ class Acquire(Callback):
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
             write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
         # the file is the truth: labels belong to the coordinates as they are written
-        selected = read_structures(self.folder.selected) if self.folder.selected.stat().st_size else []
+        whole = self.folder.selected.stat().st_size > 0
+        selected = read_structures(self.folder.selected, report=False) if whole else []
         self.n_selected = len(selected)
         self.seconds_select = time.perf_counter() - started
         self._label(selected)
@@ -151,5 +152,5 @@ class Acquire(Callback):
             log.warning("rejected: walker %d, step %d: %s", walker, step, reason)
         self.n_rejected = len(report.rejected) + len(report.failed)
         write_structures(self.folder.labelled, report.labelled)
-        self.labelled = read_labelled(self.folder.labelled) if report.labelled else []
+        self.labelled = read_labelled(self.folder.labelled, report=False) if report.labelled else []
         self.seconds_label = time.perf_counter() - started

@@ -50,7 +50,7 @@ def breathing_path() -> list[Atoms]:
     The first and the last are the two minima of GFN2-xTB; those between are minima at their volume. They carry
     their labels: ``info`` holds REF_energy and REF_stress, ``arrays`` REF_forces.
     """
-    return read_structures(PATH_FILE)
+    return read_structures(PATH_FILE, report=False)
 
 
 def relaxed_structure(phase: str) -> Atoms:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import vesin
+from ase.geometry import complete_cell
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 __all__ = ["neighbour_matrix"]
+
+MOST_CELLS = 1.0e5
+"""Cells that vesin sorts atoms into at most. If a long or flat structure would have more, it keeps their ratio, which
+may leave no cell along the short side, by which it then divides: the process dies of SIGFPE."""
 
 
 def neighbour_matrix(
@@ -34,9 +40,9 @@ def neighbour_matrix(
     stop = np.cumsum(n_atoms)
     for start, end, box, periodic in zip(stop - n_atoms, stop, cell, pbc, strict=True):
         points = np.ascontiguousarray(positions[start:end], dtype=np.float64)
-        if not np.isfinite(points).all():
+        if not (np.abs(points) < 1e100).all():
             continue  # a structure that has blown up has no neighbours; its owner finds the NaN
-        i, j, shift = finder.compute(points, np.ascontiguousarray(box, dtype=np.float64), periodic, "ijS")
+        i, j, shift = _pairs(finder, points, np.ascontiguousarray(box, dtype=np.float64), periodic, cutoff)
         centres.append(i.astype(np.int64) + start)
         others.append(j.astype(np.int64) + start)
         images.append(shift)
@@ -56,3 +62,47 @@ def neighbour_matrix(
     shifts = np.zeros((total, width, 3))
     shifts[i, column] = np.concatenate(images) if images else np.zeros((0, 3))
     return neighbours, mask, shifts
+
+
+def _pairs(
+    finder: vesin.NeighborList,
+    points: NDArray[np.float64],
+    box: NDArray[np.float64],
+    periodic: NDArray[np.bool_],
+    cutoff: float,
+) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]:
+    """Centres, neighbours and shifts of one structure's pairs, whatever its shape."""
+    lengths = np.linalg.norm(np.where(periodic[:, None], box, np.ptp(points, axis=0)), axis=1)
+    if np.prod(lengths / cutoff + 1.0) < MOST_CELLS:
+        i, j, shift = finder.compute(points, box, periodic, "ijS")
+        return i, j, shift
+    return _pairs_by_tree(points, box, periodic, cutoff)
+
+
+def _pairs_by_tree(
+    points: NDArray[np.float64], box: NDArray[np.float64], periodic: NDArray[np.bool_], cutoff: float
+) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]:
+    """The pairs from a k-d tree of the atoms and of their images that reach into the cell; empty space is free."""
+    axes = complete_cell(np.where(periodic[:, None], box, 0.0)) if periodic.any() else np.eye(3)
+    inverse = np.linalg.inv(axes)
+    margin = cutoff * np.linalg.norm(inverse, axis=0) + 1e-9  # in fractions of the cell
+    fractions = points @ inverse
+    cells = np.where(periodic, np.floor(fractions), 0.0)
+    fractions -= cells
+    images, owners = np.zeros((len(points), 3)), np.arange(len(points))
+    for axis in np.flatnonzero(periodic):
+        reach = int(np.ceil(margin[axis]))
+        steps = np.arange(-reach, reach + 1.0)
+        images, owners = np.repeat(images, len(steps), axis=0), np.repeat(owners, len(steps))
+        images[:, axis] = np.tile(steps, len(images) // len(steps))
+        place = fractions[owners, axis] + images[:, axis]
+        inside = (place >= -margin[axis]) & (place <= 1.0 + margin[axis])
+        images, owners = images[inside], owners[inside]
+    wrapped = points - cells @ axes
+    found = KDTree(wrapped[owners] + images @ axes).query_ball_point(wrapped, cutoff, return_sorted=True)
+    i = np.repeat(np.arange(len(points)), [len(row) for row in found])
+    at = np.concatenate(found).astype(np.int64)
+    j, shift = owners[at], images[at]
+    other = (i != j) | shift.any(axis=1)
+    i, j, shift = i[other], j[other], shift[other]
+    return i, j, (shift - cells[j] + cells[i]).astype(np.int64)

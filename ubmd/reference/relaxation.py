@@ -118,7 +118,7 @@ class Relaxation:
                     store = LabelStore(Path(self.folder) / "labels.db", shared=True)
                     calculator = ReferenceCalculator(reference, store, executor)
                     write_structures(file, [self._relaxed(atoms, calculator, on_step)])
-        return read_labelled(file)[0]
+        return read_labelled(file, report=False)[0]
 
     def file(self, atoms: Atoms, reference: Reference) -> Path:
         """Where the structure that results from ``atoms`` is kept."""
