@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["RunProgress", "StageProgress", "run_progress"]
+__all__ = ["BelowWarning", "RunProgress", "StageProgress", "run_progress"]
+
+
+class BelowWarning(logging.Filter):
+    """Lets pass what is only a note: notes go to standard output, warnings and errors to standard error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
 
 
 class StageProgress:
