@@ -21,8 +21,7 @@ Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an 
     /walkers/inherited    [w]        string           JSON of what frames have of the walker's start: "arrays" by name,
                                                       "info" by key and the indices of "fixed" atoms
 
-What the potential did not predict is NaN. Files of earlier releases have no /walkers/inherited: their frames are
-elements and positions alone.
+What the potential did not predict is NaN.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ def read_trajectory(path: Path | str) -> Exploration:
                 raise InputError(f"trajectory {path} is not a {_FORMAT} file of version {_VERSION}; explore again")
             values: dict[str, Any] = {field: file[name][()] for field, (name, *_) in _LAYOUT.items()}  # pyright: ignore
             _check(values)
-            records = file[_INHERITED].asstr()[()] if _INHERITED in file else []  # pyright: ignore
+            records = file[_INHERITED].asstr()[()]  # pyright: ignore
             inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)  # pyright: ignore
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"trajectory {path} cannot be read: {error}") from error
