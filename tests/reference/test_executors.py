@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.reference.labelling_toys import Trap, atoms
@@ -109,6 +110,15 @@ def test_a_scheduler_that_runs_already(calls: Path, store: LabelStore, monkeypat
         executor.submit(abs, 1)
 
 
+@pytest.mark.slow
+def test_a_cluster_on_this_machine_listens_to_it_alone() -> None:
+    with Dask(workers=1) as executor:
+        executor.submit(os.getpid).result()
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        ports = [c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert set(ports) == {"127.0.0.1"}
+
+
 def test_serial_labels_are_tried_again_too(calls: Path, store: LabelStore) -> None:
     structures = [atoms(0), atoms(1, "break", 2)]
     report = label_structures(structures, Trap(calls), store, executor=Serial(retries=1))
@@ -199,8 +209,13 @@ def test_dask_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) ->
         Dask()
 
 
-def test_slurm_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job script, as far as it can be seen without SLURM."""
+def test_slurm_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job script, as far as it can be seen without SLURM; nobody without the certificate reaches the scheduler."""
+    pytest.importorskip("cryptography", reason="pip install 'ubmd[dask]'")
+    from distributed import Client
+    from distributed.security import Security
+
+    monkeypatch.setenv("HOME", str(tmp_path))
     executor = Slurm(
         jobs=3,
         threads=4,
@@ -212,11 +227,22 @@ def test_slurm_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         directives=["--constraint=fast"],
     )
     assert executor.ahead == 3
-    cluster = executor.cluster()
+    executor._cluster = cluster = executor.cluster()
     try:
         script = cluster.job_script().splitlines()
+        address = cluster.scheduler_address
+        (folder,) = tmp_path.iterdir()
+        assert (folder.stat().st_mode & 0o77, {f.stat().st_mode & 0o77 for f in folder.iterdir()}) == (0, {0})
+        with Client(cluster, timeout=10, set_as_default=False) as client:
+            assert client.scheduler_info()["address"] == address
+        for intruder, security in ((address.replace("tls", "tcp"), None), (address, Security.temporary())):
+            with pytest.raises(OSError):  # noqa: PT011  (the network stack names it)
+                Client(intruder, security=security, timeout=1, set_as_default=False)
     finally:
-        cluster.close()
+        executor.shutdown()
+    assert address.startswith("tls://")
+    assert "--tls-ca-file" in script[-1]
+    assert not list(tmp_path.iterdir())
     for line in ("-p long", "-A mine", "--cpus-per-task=4", "--mem=8G", "-t 02:30:00", "--constraint=fast"):
         assert f"#SBATCH {line}" in script
     assert script.index("export OMP_NUM_THREADS=4") < script.index("module load cp2k") < len(script) - 1

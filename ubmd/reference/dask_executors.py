@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ubmd.errors import InputError
@@ -17,6 +19,7 @@ from ubmd.reference.executors import LabelExecutor, check_positive
 if TYPE_CHECKING:
     from distributed import Client
     from distributed.deploy.cluster import Cluster
+    from distributed.security import Security
 
     from ubmd.reference.base import Reference
 
@@ -113,6 +116,7 @@ class Dask(LabelExecutor):
         from distributed import LocalCluster
 
         return LocalCluster(
+            host="127.0.0.1",  # who reaches it runs code as this user
             n_workers=self.workers,
             threads_per_worker=1,
             processes=True,
@@ -124,6 +128,9 @@ class Dask(LabelExecutor):
 
 class Slurm(Dask):
     """Dask workers in SLURM jobs that are submitted when there are tasks, and end when there are none.
+
+    What they speak with the process that submits them is encrypted, by a certificate that is made for this. Its
+    files are in a folder of the user's alone in the home folder, which the nodes have to see.
 
     Args:
         jobs: largest number of jobs; each runs one task at a time.
@@ -158,6 +165,8 @@ class Slurm(Dask):
         check_positive(jobs=jobs)
         super().__init__(workers=jobs, threads=threads, time_limit=time_limit, retries=retries)
         _need("dask_jobqueue", "dask-jobqueue")
+        _need("cryptography", "cryptography")
+        self._certificates: Path | None = None
         self.this_machine = False
         self.memory, self.walltime, self.partition, self.account = memory, walltime, partition, account
         self.prologue, self.directives = list(prologue), list(directives)
@@ -168,9 +177,15 @@ class Slurm(Dask):
         super().check(reference)
 
     def cluster(self) -> Cluster:
-        """A cluster without jobs, which are still to be asked for."""
+        """A cluster without jobs, which are still to be asked for.
+
+        Whoever speaks to its scheduler runs code as this user, and the scheduler has to listen where the jobs' nodes
+        reach it. So it speaks to nobody but those who have the certificate that is made for it here.
+        """
         from dask_jobqueue.slurm import SLURMCluster
 
+        # in the home folder, as that is the one that all nodes of a cluster share
+        self._certificates = Path(tempfile.mkdtemp(prefix=".ubmd-slurm-", dir=Path.home()))
         threads = [f"export {library}_NUM_THREADS={self.threads}" for library in ("OMP", "MKL", "OPENBLAS")]
         return SLURMCluster(
             queue=self.partition,
@@ -183,14 +198,35 @@ class Slurm(Dask):
             job_name="ubmd-label",
             job_script_prologue=[*threads, *self.prologue],
             job_extra_directives=self.directives,
-            scheduler_options={"dashboard_address": ":0"},
+            scheduler_options={"dashboard_address": "127.0.0.1:0"},
+            protocol="tls://",
+            security=_certified(self._certificates),
         )
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if self._certificates is not None:
+            shutil.rmtree(self._certificates, ignore_errors=True)
+            self._certificates = None
 
     def _start(self) -> Cluster:
         cluster = self.cluster()
         # a job is given back after ten minutes without a task
         cluster.adapt(minimum=0, maximum=self.workers, target_duration="1s", interval="10s", wait_count=60)
         return cluster
+
+
+def _certified(folder: Path) -> Security:
+    """A certificate for a cluster of its own, in files of the user's alone: who has them is let in, and nobody else."""
+    from distributed.security import Security
+
+    made, files = Security.temporary().get_tls_config_for_role("worker"), {}
+    for name in ("cert", "key"):
+        files[name] = folder / f"{name}.pem"
+        files[name].touch(0o600)
+        files[name].write_text(made[name])
+    roles = {f"tls_{role}_{name}": str(files[name]) for role in ("client", "scheduler", "worker") for name in files}
+    return Security(require_encryption=True, tls_ca_file=str(files["cert"]), **roles)
 
 
 def run_limited(limit: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
