@@ -165,7 +165,6 @@ class Slurm(Dask):
         check_positive(jobs=jobs)
         super().__init__(workers=jobs, threads=threads, time_limit=time_limit, retries=retries)
         _need("dask_jobqueue", "dask-jobqueue")
-        _need("cryptography", "cryptography")
         self._certificates: Path | None = None
         self.this_machine = False
         self.memory, self.walltime, self.partition, self.account = memory, walltime, partition, account
@@ -174,6 +173,7 @@ class Slurm(Dask):
     def check(self, reference: Reference) -> None:
         if shutil.which("sbatch") is None:
             raise InputError("executor: sbatch is not on this machine; run this where SLURM jobs are submitted")
+        _need("cryptography", "cryptography")
         super().check(reference)
 
     def cluster(self) -> Cluster:
