@@ -23,7 +23,7 @@ from ubmd.callbacks.monitor import FitProgress
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.models.checkpoint import load_potential
-from ubmd.training import fit
+from ubmd.training import commands, trainer_options
 
 pytestmark = pytest.mark.usefixtures("quiet_logging")
 
@@ -143,13 +143,13 @@ def read_last(path: Path, name: str) -> float:
 
 def test_explicit_validation_and_species(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[GrowingDataModule] = []
-    original = fit.trainer_limits
+    original = trainer_options.trainer_limits
 
     def look(cfg: Any, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
         assert n_train == 20
         return original(cfg, n_train, batch_size, share)
 
-    monkeypatch.setattr(fit, "trainer_limits", look)
+    monkeypatch.setattr(commands, "trainer_limits", look)
     monkeypatch.setattr(
         GrowingDataModule, "train_dataloader", watched(GrowingDataModule.train_dataloader, seen), raising=True
     )

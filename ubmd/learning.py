@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ase import Atoms
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -20,6 +21,7 @@ from ubmd.analysis.report import report_run, round_analysis
 from ubmd.calculator import torch_device
 from ubmd.callbacks.acquire import Acquire, label_with_progress
 from ubmd.callbacks.calibrate import Calibrate
+from ubmd.callbacks.divergence import FitDivergedError
 from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
 from ubmd.config import build, check_device, plain, set_threads
@@ -36,7 +38,7 @@ from ubmd.reference.base import NOT_OF_LABELS, Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import within_limit
 from ubmd.reference.store import LabelStore
-from ubmd.rounds import INITIAL, RoundStore
+from ubmd.rounds import INITIAL, RoundFolder, RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
@@ -244,17 +246,11 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.progress,
     )
     steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
-    fit = fit_and_predict(
-        run.cfg,
+    fit = _fit(
+        run,
         module,
-        run.datamodule,
-        folder.fit,
-        acquisition=[steps, calibrate] if final else [steps, calibrate, explore, acquire],
-        loggers=run.loggers,
-        progress=run.progress,
-        title=f"round {index} fit",
-        checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
-        share=run.cfg.learning.warm_start if index and run.cfg.learning.warm_start is not None else 1.0,
+        folder,
+        [steps, calibrate] if final else [steps, calibrate, explore, acquire],
     )
     metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
     if not final:
@@ -270,6 +266,29 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     )
     run.store.commit(index, {"metrics": metrics})
     _announce(run, metrics)
+
+
+def _fit(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
+    """The fit of a round, with what follows it in the predict loop."""
+    warm = run.cfg.learning.warm_start
+    try:
+        return fit_and_predict(
+            run.cfg,
+            module,
+            run.datamodule,
+            folder.fit,
+            acquisition=acquisition,
+            loggers=run.loggers,
+            progress=run.progress,
+            title=f"round {folder.index} fit",
+            checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
+            share=warm if folder.index and warm is not None else 1.0,
+        )
+    except FitDivergedError as error:
+        raise InputError(
+            f"round {folder.index}: {error}; the labels are kept: with other settings, another name=... and "
+            f"system.initial={run.store.dataset} start from them"
+        ) from error
 
 
 def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:

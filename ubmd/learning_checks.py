@@ -16,7 +16,7 @@ from ubmd.errors import InputError, StoppedShort
 from ubmd.reference.base import Reference
 from ubmd.reference.labelling import check_max_force
 from ubmd.seeding import Stage, stage_rng
-from ubmd.training.fit import trainer_limits
+from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
 __all__ = ["check_complete", "check_sizes", "check_trainer", "trains_stress"]
 
@@ -73,13 +73,18 @@ def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
 
 
 def check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
-    """Refuses, beforehand, a trainer whose shortest fit, the last one, would end before its first validation."""
+    """Refuses, beforehand, a trainer whose fits cannot be, or end before their first validation.
+
+    A fit of a number of steps has the fewest epochs at the end of the run, an epoch the fewest batches at its start.
+    """
+    check_trainer_options(cfg)
     learning = cfg.learning
     largest = learning.max_structures
     if learning.max_rounds is not None:
         largest = min(largest, system.n_start + (learning.max_rounds - 1) * learning.batch_size)
-    n_train = max(int((1 - datamodule.validation_fraction) * largest), 1)
-    trainer_limits(cfg, n_train, datamodule.batch_size, learning.warm_start or 1.0)
+    for n, share in ((system.n_start, 1.0), (largest, learning.warm_start or 1.0)):
+        n_train = max(int((1 - datamodule.validation_fraction) * n), 1)
+        trainer_limits(cfg, n_train, datamodule.batch_size, share)
 
 
 def check_complete(cfg: DictConfig, last: Mapping[str, Any], n_structures: int, dataset: Path) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 
 from ubmd.data.batch import collate
-from ubmd.models.gmnn import GMNN
+from ubmd.models.ensemble import Ensemble
+from ubmd.models.gmnn import GMNN, ShiftedModel
+from ubmd.models.potential import Potential
 
 SPECIES = ["H", "C", "O"]
 ATOMIC_ENERGIES = np.array([-13.7, -1030.2, -2043.9])
@@ -99,3 +103,48 @@ def test_scale_and_unit_multiply_the_network() -> None:
     found = model(batch.vectors(), batch).energies.detach()
     torch.testing.assert_close(found[0], 0.5 * (3 * y[0] + 7))
     torch.testing.assert_close(found[1:], 0.5 * (2 * y[1:] + 5))
+
+
+def ensemble(species: list[str]) -> Ensemble:
+    def member(species: list[str], seed: int = 0) -> GMNN:
+        return GMNN(species, cutoff=4.0, n_basis=2, hidden=(4,), seed=seed)
+
+    return Ensemble(species, member, 2)
+
+
+def single(species: list[str]) -> GMNN:
+    return GMNN(species, cutoff=4.0, n_basis=2, hidden=(4,))
+
+
+@pytest.mark.parametrize("build", [single, ensemble])
+@pytest.mark.parametrize("atomic", [-50.0, -520000.0])
+def test_energies_are_smooth_whatever_the_shifts(build: Callable[[list[str]], ShiftedModel], atomic: float) -> None:
+    """Energies of all electrons leave nothing for the rest in float32; a structure's change by far less."""
+    model = build(["H", "O"])
+    energy = torch.tensor([3 * atomic + 0.3, 6 * atomic - 0.5, 5 * atomic], dtype=torch.float64)
+    model.fit_scale_shift(energy, torch.tensor([[2, 1], [4, 2], [3, 2]]))
+    batch = collate([Atoms("OH2", [[0, 0, 0], [1, 0, 0], [0, 1.1, 0]])], 4.0)
+    potential, steps = Potential(model), np.linspace(-0.02, 0.02, 21)
+    energies = []
+    for step in steps:
+        moved = batch.replace(positions=batch.positions + torch.tensor([[step, 0, 0], [0, 0, 0], [0, 0, 0]]).float())
+        energies.append(potential(moved).energy.item())
+    assert len(set(energies)) == len(steps)
+    slope = np.polyfit(steps, np.array(energies) - energies[0], 3)[2]
+    assert -slope == pytest.approx(potential(batch).forces[0, 0].item(), rel=2e-3)
+    double = build(["H", "O"]).double()
+    double.load_state_dict(model.state_dict())
+    found = Potential(double)(batch.to(torch.float64)).energy.item()
+    assert potential(batch).energy.item() == pytest.approx(found, abs=1e-5)
+
+
+def test_shifts_keep_their_digits_when_a_model_is_converted() -> None:
+    model = single(["H"])
+    with torch.no_grad():
+        model.shift.fill_(-520000.123456789)
+    parameter = model.shift
+    converted = model.double().float().to(dtype=torch.float32, device="cpu")
+    assert converted.shift is parameter
+    assert converted.shift.dtype == torch.float64
+    assert converted.shift.item() == -520000.123456789
+    assert {v.dtype for k, v in converted.named_parameters() if k != "shift"} == {torch.float32}

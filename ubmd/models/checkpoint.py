@@ -260,8 +260,12 @@ def _plain_state(state: Any) -> dict[str, Tensor]:
 
 def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
     """Compares names, shapes and types of tensors with what the parts have."""
-    floating = {v.dtype for state in states for v in state.values() if v.is_floating_point()}
-    if floating not in ({torch.float32}, {torch.float64}):
+    # shifts are float64 beside weights of any precision, but not in files of earlier versions
+    floating = {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k != "shift"}
+    shift = states[0].get("shift")
+    if floating not in ({torch.float32}, {torch.float64}) or (
+        shift is not None and shift.dtype not in (torch.float32, torch.float64)
+    ):
         raise InputError(f"weights must be all float32 or all float64, not {shown(sorted(map(str, floating)))}")
     for module, state in zip(made, states, strict=True):
         expected = module.state_dict()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN, AtomicOutput, regress_atomic_energies
+from ubmd.models.gmnn import GMNN, AtomicOutput, ShiftedModel
 from ubmd.models.readout import BIAS_FACTOR, SILU_SCALE, ReadoutTrace
 
 __all__ = ["Ensemble", "EnsembleOutput", "StackedReadout", "member_seed"]
@@ -24,8 +24,8 @@ class EnsembleOutput(AtomicOutput):
     """What all members say about each atom; ``energies`` is their mean and ``trace`` is empty."""
 
     offset: Tensor
-    """[n_atoms] eV, the part of the atomic energy that the members share: unit times mean shift. Kept apart
-    because the members differ by meV where it may be a thousand eV."""
+    """[n_atoms] eV, float64, the part of the atomic energy that the members share: unit times mean shift. Kept
+    apart because the members differ by meV where it may be a thousand eV."""
     members: Tensor
     """[n_members, n_atoms] eV, the members' atomic energies without ``offset``."""
     vectors: Tensor
@@ -61,7 +61,7 @@ class StackedReadout(nn.Module):
         return x.squeeze(-1)
 
 
-class Ensemble(nn.Module):
+class Ensemble(ShiftedModel):
     """Several networks that differ in their initial weights and the order of their training data.
 
     A batch without ``member`` is predicted by all of them: atomic energies, hence forces and stress, are the
@@ -82,10 +82,6 @@ class Ensemble(nn.Module):
     Raises:
         InputError: for fewer than two members, or very many.
     """
-
-    species: Tensor
-    index: Tensor
-    energy_unit: Tensor
 
     def __init__(self, species: Sequence[str], member: Callable[..., GMNN], n_members: int = 3, seed: int = 0):
         super().__init__()
@@ -120,17 +116,18 @@ class Ensemble(nn.Module):
             owner = batch.member[batch.system_idx]
             representation = self._representation(vectors, species, others, owner)
             outputs = self._grouped_readout(representation, owner)
-            energies = self.scale[owner, species] * outputs + self.shift[owner, species]
-            return AtomicOutput(self.energy_unit * energies, trace)
+            energies = self.energy_unit * self.scale[owner, species] * outputs
+            return AtomicOutput(energies.double() + self.shifts()[owner, species], trace)
         m, n = self.n_members, len(species)
         copies = vectors.expand(m, *vectors.shape)
         owner = torch.arange(m, device=species.device).repeat_interleave(n)
         representation = self._representation(copies.flatten(0, 1), species.repeat(m), others.repeat(m, 1), owner)
         outputs = self.readout(representation.view(m, n, -1))
-        common = self.shift.mean(0)
-        shift = (self.shift - common)[:, species]
-        members = self.energy_unit * (self.scale[:, species] * outputs + shift)
-        offset = self.energy_unit * common[species]
+        shifts = self.shifts()
+        common = shifts.mean(0)
+        apart = (shifts - common).to(outputs)  # small, so that the members' precision is enough
+        members = self.energy_unit * self.scale[:, species] * outputs + apart[:, species]
+        offset = common[species]
         return EnsembleOutput(offset + members.mean(0), trace, offset, members, copies)
 
     def _representation(self, vectors: Tensor, species: Tensor, others: Tensor, owner: Tensor) -> Tensor:
@@ -158,23 +155,6 @@ class Ensemble(nn.Module):
             "shift": [self.shift],
             "scale": [self.scale],
         }
-
-    @torch.no_grad()
-    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
-        """Sets the shifts of all members and the constant c from labelled energies (Eq. 10).
-
-        Args:
-            energy: [m] eV.
-            composition: [m, n_species] number of atoms of each species, in the model's order.
-        """
-        solution, unit = regress_atomic_energies(energy, composition)
-        self.energy_unit.fill_(unit)
-        self.shift.copy_(solution / unit)
-        self.scale.fill_(1.0)
-
-    def composition(self, batch: AtomicBatch) -> Tensor:
-        """[n_systems, n_species] number of atoms of each species."""
-        return batch.sum_atoms(nn.functional.one_hot(self.index[batch.numbers], len(self.species)))
 
 
 def _stack(parameters: Sequence[Tensor]) -> nn.Parameter:

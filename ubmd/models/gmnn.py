@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 
-__all__ = ["GMNN", "AtomicOutput", "regress_atomic_energies", "species_numbers"]
+__all__ = ["GMNN", "AtomicOutput", "ShiftedModel", "regress_atomic_energies", "species_numbers"]
 
 MOST_RADIAL = 64
 """Radial functions or Gaussians; the number of invariants grows with the third power of the former."""
@@ -28,7 +28,7 @@ class AtomicOutput:
     """What a model says about each atom."""
 
     energies: Tensor
-    """[n_atoms] eV."""
+    """[n_atoms] eV, float64: a shift of 10^5 eV would leave nothing of what depends on the positions in float32."""
     trace: ReadoutTrace
     """The readout's pass, from which gradient features are made."""
 
@@ -67,7 +67,51 @@ def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor
     return solution, residual.square().mean().sqrt().clamp(min=1e-3).item()
 
 
-class GMNN(nn.Module):
+class ShiftedModel(nn.Module):
+    """A model E_i = c (rho y + mu) (Eq. 10) whose shifts mu are float64 in every precision of the rest.
+
+    c mu may be 10^5 eV, where float32 tells apart no energies closer than 10 meV and Adam's steps are lost. A
+    conversion to another dtype leaves the shifts as they are.
+    """
+
+    index: Tensor
+    species: Tensor
+    energy_unit: Tensor
+    shift: nn.Parameter
+    scale: nn.Parameter
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ShiftedModel:
+        shift = self.shift.detach()
+        super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
+        self.shift.data = shift.to(self.shift.device)
+        return self
+
+    def shifts(self) -> Tensor:
+        """Energies c mu of the species [..., n_species], eV, float64."""
+        return self.energy_unit.double() * self.shift
+
+    @torch.no_grad()
+    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
+        """Sets shifts mu (of all members) and the constant c from labelled energies (Eq. 10).
+
+        Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
+        per atom gives c.
+
+        Args:
+            energy: [m] eV.
+            composition: [m, n_species] number of atoms of each species, in the model's order.
+        """
+        solution, unit = regress_atomic_energies(energy, composition)
+        self.energy_unit.fill_(unit)
+        self.shift.copy_(solution / self.energy_unit.double().cpu())  # by c as it is stored, rounded
+        self.scale.fill_(1.0)
+
+    def composition(self, batch: AtomicBatch) -> Tensor:
+        """[n_systems, n_species] number of atoms of each species."""
+        return batch.sum_atoms(nn.functional.one_hot(self.index[batch.numbers], len(self.species)))
+
+
+class GMNN(ShiftedModel):
     """Atomic energies from Gaussian moments and a neural network.
 
     Args:
@@ -84,9 +128,6 @@ class GMNN(nn.Module):
         InputError: for sizes that no model has, and for unknown or repeated species.
     """
 
-    species: Tensor
-    index: Tensor
-    energy_unit: Tensor
     n_members = 1
 
     def __init__(
@@ -125,7 +166,7 @@ class GMNN(nn.Module):
         self.contractions = InvariantContractions(n_basis, l_max)
         self.readout = Readout(self.contractions.n_features, hidden, generator=generator)
         self.scale = nn.Parameter(torch.ones(n_species))
-        self.shift = nn.Parameter(torch.zeros(n_species))
+        self.shift = nn.Parameter(torch.zeros(n_species, dtype=torch.float64))
         self.register_buffer("energy_unit", torch.ones(()))
 
     def representation(self, vectors: Tensor, batch: AtomicBatch) -> Tensor:
@@ -139,8 +180,8 @@ class GMNN(nn.Module):
         """Atomic energies E_i = c (rho y + mu) (Eq. 10) from pair vectors [n_atoms, k, 3] Å."""
         trace = self.readout(self.representation(vectors, batch))
         species = self.index[batch.numbers]
-        energies = self.energy_unit * (self.scale[species] * trace.output + self.shift[species])
-        return AtomicOutput(energies, trace)
+        energies = self.energy_unit * self.scale[species] * trace.output
+        return AtomicOutput(energies.double() + self.shifts()[species], trace)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""
@@ -150,23 +191,3 @@ class GMNN(nn.Module):
             "shift": [self.shift],
             "scale": [self.scale],
         }
-
-    @torch.no_grad()
-    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
-        """Sets shifts mu and the constant c from labelled energies (Eq. 10).
-
-        Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
-        per atom gives c.
-
-        Args:
-            energy: [m] eV.
-            composition: [m, n_species] number of atoms of each species, in the model's order.
-        """
-        solution, unit = regress_atomic_energies(energy, composition)
-        self.energy_unit.fill_(unit)
-        self.shift.copy_(solution / unit)
-        self.scale.fill_(1.0)
-
-    def composition(self, batch: AtomicBatch) -> Tensor:
-        """[n_systems, n_species] number of atoms of each species."""
-        return batch.sum_atoms(nn.functional.one_hot(self.index[batch.numbers], len(self.species)))

@@ -41,9 +41,10 @@ from ubmd.training.evaluation import (
     scatter_of_worst_atoms,
 )
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning, trainer_limits
+from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
+from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
 __all__ = ["evaluate", "train"]
 
@@ -107,6 +108,7 @@ def _prepare(cfg: DictConfig) -> _Job:
         raise InputError(f"seed={cfg.seed} must be zero or a positive whole number")
     if cfg.checkpoint_epochs < 1:
         raise InputError(f"checkpoint_epochs={cfg.checkpoint_epochs} must be at least 1")
+    check_trainer_options(cfg)
     calibration = {name: build(cfg, f"calibration.{name}") for name in ("atomic", "total")}
     files = build(cfg, "data")
     if not isinstance(files, DataFiles):

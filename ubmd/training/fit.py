@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,16 @@ from omegaconf import DictConfig
 
 from ubmd import interruption
 from ubmd.callbacks.checkpoint import FitCheckpoint, WholeFiles, is_resumable
+from ubmd.callbacks.divergence import Divergence, check_best
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.errors import InputError
 from ubmd.progress import RunProgress
 from ubmd.training.module import PotentialModule
+from ubmd.training.trainer_options import trainer_limits
 
-__all__ = ["Fit", "fit_and_predict", "set_up_lightning", "trainer_limits"]
+__all__ = ["Fit", "fit_and_predict", "set_up_lightning"]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def fit_and_predict(
         share: of the trainer's epochs and steps to be trained.
 
     Raises:
-        InputError: if the fit would end before its first validation.
+        InputError: if the fit would end, or has ended, before its first validation, or diverged.
     """
     limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
     further: list[Callback] = [instantiate(c) for c in (cfg.callbacks or {}).values()]
@@ -87,7 +88,7 @@ def fit_and_predict(
     with progress.stage(title) as stage:
         trainer = _trainer(
             cfg.trainer,
-            callbacks=[FitScaleShift(), checkpoint, FitProgress(stage), *acquisition, *further],
+            callbacks=[FitScaleShift(), checkpoint, Divergence(), FitProgress(stage), *acquisition, *further],
             logger=loggers,
             default_root_dir=folder,
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in further),
@@ -95,7 +96,10 @@ def fit_and_predict(
         )
         with interruption.shielded():
             trainer.fit(module, datamodule, ckpt_path=_resumable(checkpoint.file), weights_only=True)
+    if not checkpoint.weights:
+        raise InputError("the fit ended before its first validation, hence without best weights; train longer")
     module.load_state_dict(checkpoint.weights)
+    check_best(module, datamodule)
     errors = trainer.test(module, datamodule, verbose=False)[0] if datamodule.test_structures else {}
     trainer.predict(module, datamodule, return_predictions=False)
     errors = {name.removeprefix("test/"): float(value) for name, value in errors.items()}
@@ -116,30 +120,6 @@ def _resumable(file: Path) -> Path | None:
         return file if file.exists() else None
     log.warning("%s is damaged or of another version of ubmd; the fit starts afresh", file)
     return None
-
-
-def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
-    """The trainer's ``max_epochs`` and ``max_steps`` for a share of them, rounded up; -1 stays -1.
-
-    Raises:
-        InputError: if a fit to ``n_train`` structures in batches of ``batch_size`` would end before its first
-            validation, and so without best weights.
-    """
-    limits = {}
-    for name in ("max_epochs", "max_steps"):
-        limit = cfg.trainer.get(name)
-        if limit is not None:
-            limits[name] = math.ceil(share * limit) if limit > 0 else limit
-    every = cfg.trainer.get("check_val_every_n_epoch", 1)
-    steps_an_epoch = math.ceil(n_train / min(batch_size, n_train))
-    epochs = [limits.get("max_epochs", -1), limits.get("max_steps", -1) / steps_an_epoch]
-    fewest = min((n for n in epochs if n >= 0), default=math.inf)
-    if every is not None and fewest < every:
-        raise InputError(
-            f"trainer.check_val_every_n_epoch={every} is more than the {fewest:g} epochs that trainer.max_epochs and "
-            "trainer.max_steps allow for; lower it or train longer"
-        )
-    return limits
 
 
 def set_up_lightning() -> None:
