@@ -289,14 +289,50 @@ def test_evaluate_molecules_without_stress(here: Path) -> None:
     write_structures("mixed.extxyz", [*TEST[:2], cluster])
     assert evaluate(potential=only(here / "train") / "model.ckpt", structures="mixed.extxyz") == 0
     found = metrics_of(only(here / "evaluate"))
-    assert (found["n_structures"], found["n_atoms"]) == (3, 10)
-    assert "stress_rmse_mpa" not in found
+    assert (found["n_structures"], found["n_atoms"], found["n_structures_with_stress"]) == (3, 10, 2)
+    assert np.isfinite(found["stress_rmse_mpa"])
+    frames = read_labelled(only(here / "evaluate") / "predictions.extxyz")
+    assert ["model_stress" in a.info for a in frames] == [True, True, False]
+
+
+def test_evaluate_isolated_atoms(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table; there is nothing to draw."""
+    assert train() == 0
+    atom = Atoms("Cu")
+    atom.info["REF_energy"], atom.arrays["REF_forces"] = 1.0, np.zeros((1, 3))
+    write_structures("atoms.extxyz", [atom] * 3)
+    assert evaluate(potential=only(here / "train") / "model.ckpt", structures="atoms.extxyz") == 0
+    found = metrics_of(only(here / "evaluate"))
+    assert found["force_rmse_ev_per_ang"] == 0
+    assert found["energy_rmse_mev_per_atom"] > 0
+    assert "calibration.png is not drawn" in capsys.readouterr().err
+
+
+def test_stress_of_crystals_beside_molecules(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Zeros that stand for the stress of molecules and slabs are not trained on."""
+    cluster = Atoms("CuAu", positions=[[0, 0, 0], [0, 0, 2.5]])
+    cluster.info = {"REF_energy": 1.0, "REF_stress": np.zeros((3, 3))}
+    cluster.arrays["REF_forces"] = np.zeros((2, 3))
+    slab = TRAIN[0].copy()
+    slab.pbc = (True, True, False)
+    write_structures("train.extxyz", [*TRAIN, cluster, slab])
+    assert train("training.loss.stress=0.01", "seed=1") == 0
+    found = metrics_of(only(here / "train"))
+    assert np.isfinite([found["valid"]["force_rmse_ev_per_ang"], found["test"]["stress_rmse_mpa"]]).all()
+    told = f"data.train: the stress of {len(TRAIN)} structures counts, 0 crystals have none, and 2 are no crystals"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def without(key: str, structures: list[Atoms]) -> list[Atoms]:
     out = [a.copy() for a in structures]
     (out[3].info if key in out[3].info else out[3].arrays).pop(key)
     return out
+
+
+def labelled_without_stress(atoms: Atoms) -> Atoms:
+    copy = atoms.copy()
+    del copy.info["REF_stress"]
+    return copy
 
 
 REFUSED: dict[str, tuple[Callable[[], object] | None, Sequence[str], str]] = {
@@ -307,9 +343,9 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, Sequence[str], str]] = {
         "structure 3 of train.extxyz has no REF_energy",
     ),
     "no stress": (
-        lambda: write_structures("train.extxyz", without("REF_stress", TRAIN)),
+        lambda: write_structures("train.extxyz", [labelled_without_stress(a) for a in TRAIN]),
         ("training.loss.stress=0.1",),
-        "has a structure without REF_stress, which training.loss.stress > 0 needs",
+        "is periodic in three directions and has a REF_stress, which training.loss.stress > 0 needs",
     ),
     "one structure": (
         lambda: write_structures("train.extxyz", TRAIN[:1]),

@@ -352,7 +352,9 @@ def _draw_calibration(run: Run, index: int) -> None:
     )
     methods = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
     half = half_confidence(found, valid, **methods)
-    save_figure(scatter_of_worst_atoms(found, methods["atomic"].alpha, half), file)
+    figure = scatter_of_worst_atoms(found, methods["atomic"].alpha, half)
+    if figure is not None:
+        save_figure(figure, file)
 
 
 def _draw_errors_by_volume(run: Run, index: int) -> None:

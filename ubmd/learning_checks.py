@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ubmd.data.datamodule import GrowingDataModule
-from ubmd.data.io import is_labelled
+from ubmd.data.labels import has_stress, is_labelled
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError, StoppedShort
@@ -17,6 +18,8 @@ from ubmd.reference.base import Reference
 from ubmd.reference.labelling import check_max_force
 from ubmd.seeding import Stage, stage_rng
 from ubmd.training.trainer_options import check_trainer_options, trainer_limits
+
+log = logging.getLogger(__name__)
 
 __all__ = ["check_complete", "check_sizes", "check_trainer", "trains_stress"]
 
@@ -32,16 +35,19 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
         )
     if weight > 0 and not system.periodic:
         raise InputError(f"training.loss.stress={weight} needs a periodic system; set it to 0")
-    if weight > 0 and any(is_labelled(a) and "REF_stress" not in a.info for a in system.given):
+    lacking = sum(is_labelled(a) and not has_stress(a) for a in system.given)
+    if weight > 0 and lacking and lacking == len(system.given):
         raise InputError(
-            f"training.loss.stress={weight} needs a stress in every label, but a structure of system.initial has a "
-            "label without REF_stress; add it, remove the label or set training.loss.stress=0"
+            f"training.loss.stress={weight} needs a stress, but no label of system.initial has a REF_stress; "
+            "add it, remove the labels or set training.loss.stress=0"
         )
     if weight > 0 and not reference.has_stress:
         raise InputError(
             f"training.loss.stress={weight} needs a reference that computes stress, which "
             f"{type(reference).__name__} does not; set it to 0 or choose another reference"
         )
+    if weight > 0 and lacking:
+        log.warning("stress is trained on where there is one: %d labels of system.initial have none", lacking)
     return weight > 0
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, Prediction
-from ubmd.training.loss import SquaredLoss, virial_triangle
+from ubmd.training.loss import HuberLoss, SquaredLoss, virial_triangle
 
 
 def labelled(atoms: Atoms, seed: int) -> Atoms:
@@ -62,6 +64,30 @@ def test_equals_the_formula(batch: AtomicBatch, potential: Potential, weights: t
     assert found.shape == ()
     assert found.item() == pytest.approx(expected, rel=1e-12)
     assert expected > 0
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(stress=0.5), HuberLoss(stress=0.5)], ids=["squared", "huber"])
+def test_only_a_stress_that_there_is_counts(potential: Potential, loss: SquaredLoss | HuberLoss) -> None:
+    """With molecules and slabs beside crystals, loss and slope are those of the crystals' stress alone."""
+    molecule, slab, bare = (labelled(contract.crystal(), seed) for seed in (2, 3, 4))
+    molecule.pbc, slab.pbc = False, (True, True, False)
+    del bare.info["REF_stress"]
+    others = [molecule, slab, bare]
+    crystals = [labelled(contract.crystal(), 0)]
+
+    def found(structures: list[Atoms], loss: SquaredLoss | HuberLoss) -> tuple[float, torch.Tensor]:
+        batch = collate(structures, 4.0, dtype=torch.float64)
+        value = loss(potential(batch, stress=True, training=True), batch)
+        weights = [p for p in potential.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(value, weights, allow_unused=True)
+        return value.item(), torch.cat([s.flatten() for s in slopes if s is not None])
+
+    together, slope = found([*crystals, *others], loss)
+    alone, alone_slope = found(crystals, loss)
+    rest, rest_slope = found(others, replace(loss, stress=0.0))
+    assert together == pytest.approx(alone + rest, rel=1e-10)
+    torch.testing.assert_close(slope, alone_slope + rest_slope)
+    assert slope.isfinite().all()
 
 
 def test_weights_of_the_paper() -> None:

@@ -88,7 +88,7 @@ def rmse_by_volume(
 
     Args:
         volumes: [n] Å³.
-        squared_errors: [n] mean squared error of each structure, any unit.
+        squared_errors: [n] mean squared error of each structure, any unit; NaN for one that has none.
         edges: [b + 1] Å³, ascending; a volume on an edge belongs to the range above.
 
     Returns:
@@ -96,8 +96,8 @@ def rmse_by_volume(
     """
     bounds = np.asarray(edges, dtype=np.float64)
     place = np.digitize(np.asarray(volumes, dtype=np.float64), bounds) - 1
-    inside = (place >= 0) & (place < len(bounds) - 1)
     errors = np.asarray(squared_errors, dtype=np.float64)
+    inside = (place >= 0) & (place < len(bounds) - 1) & ~np.isnan(errors)
     counts = np.bincount(place[inside], minlength=len(bounds) - 1)
     sums = np.bincount(place[inside], weights=errors[inside], minlength=len(bounds) - 1)
     with np.errstate(invalid="ignore"):

@@ -135,7 +135,8 @@ class Acquire(Callback):
     def _label(self, selected: list[Atoms]) -> None:
         started = time.perf_counter()
         if self.folder.labelled.exists():  # what broke off then is not another matter of luck now
-            self.labelled = read_labelled(self.folder.labelled) if self.folder.labelled.stat().st_size else []
+            whole = self.folder.labelled.stat().st_size > 0
+            self.labelled = read_labelled(self.folder.labelled, report=False) if whole else []
             self.n_rejected = len(selected) - len(self.labelled)
             return
         report = label_with_progress(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ubmd.data.labels import has_stress
 from ubmd.data.neighbours import neighbour_matrix
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class AtomicBatch:
     forces: Tensor | None = None
     """[n_atoms, 3] eV/Å, reference."""
     stress: Tensor | None = None
-    """[n_systems, 3, 3] eV/Å³, reference; positive under tension."""
+    """[n_systems, 3, 3] eV/Å³, reference, positive under tension; NaN for a structure that has none."""
     member: Tensor | None = None
     """[n_systems] the one member of an ensemble that is to predict a structure, int64; None: all of them."""
 
@@ -65,6 +66,20 @@ class AtomicBatch:
     def volume(self) -> Tensor:
         """[n_systems] Å³; zero for a molecule."""
         return torch.linalg.det(self.cell).abs()
+
+    @property
+    def has_stress(self) -> Tensor:
+        """[n_systems] True where there is a reference stress."""
+        if self.stress is None:
+            return torch.zeros_like(self.pbc[:, 0])
+        return ~self.stress.isnan().any(dim=2).any(dim=1)
+
+    def per_volume(self, virial: Tensor) -> Tensor:
+        """Stress [n_systems, 3, 3] from derivatives by strain, eV; NaN unless periodic in three directions."""
+        crystal = self.pbc.all(dim=1)[:, None, None]
+        # not simply divided: where the volume is zero, the derivative would be NaN for all parameters
+        volume = torch.where(crystal, self.volume[:, None, None], 1.0)
+        return torch.where(crystal, virial / volume, torch.nan)
 
     def vectors(self) -> Tensor:
         """Pair vectors r_ij = r_i - r_j (the paper's sign), [n_atoms, k, 3] Å.
@@ -151,7 +166,8 @@ def collate(
     """Builds a batch from ASE structures, with neighbours within ``cutoff`` (Å).
 
     Labels are taken from ``REF_energy`` (``atoms.info``, eV), ``REF_forces`` (``atoms.arrays``, eV/Å) and
-    ``REF_stress`` (``atoms.info``, 3x3 in eV/Å³); a label enters the batch if every structure has it.
+    ``REF_stress`` (``atoms.info``, 3x3 in eV/Å³). Energies and forces enter the batch if every structure has them, a
+    stress if any structure has one and is periodic in three directions.
 
     Raises:
         ValueError: if ``structures`` is empty.
@@ -172,6 +188,14 @@ def collate(
         values = np.concatenate(arrays) if per_atom else np.array(arrays)
         return torch.as_tensor(values, dtype=dtype, device=device)
 
+    def stress() -> Tensor | None:
+        known = [has_stress(a) for a in structures]
+        if not any(known):
+            return None
+        none = np.full((3, 3), np.nan)
+        values = [a.info["REF_stress"] if k else none for a, k in zip(structures, known, strict=True)]
+        return torch.as_tensor(np.array(values, dtype=float), dtype=dtype, device=device)
+
     def integer(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64, device=device)
 
@@ -187,5 +211,5 @@ def collate(
         shifts=None if shifts is None else torch.as_tensor(shifts, dtype=dtype, device=device),
         energy=label("REF_energy", per_atom=False, dtype=torch.float64),
         forces=label("REF_forces", per_atom=True),
-        stress=label("REF_stress", per_atom=False),
+        stress=stress(),
     )

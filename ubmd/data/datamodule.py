@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.io import check_species, read_labelled
+from ubmd.data.labels import has_stress
 from ubmd.errors import InputError
 from ubmd.seeding import Stage, stage_rng
 
@@ -73,7 +74,7 @@ class GrowingDataModule(LightningDataModule):
         evaluation_batch_size: structures evaluated at once.
         validation_fraction: share of the labelled structures that validate and calibrate.
         test: held-out structures with labels, or the path of their extended XYZ file; None if there are none.
-        stress: require a stress label of every structure.
+        stress: require a stress label, of at least one structure.
         dtype: of the tensors.
         seed: root seed of the run.
         members: number of members of the ensemble that is trained, 1 for a single model. A training batch
@@ -108,15 +109,7 @@ class GrowingDataModule(LightningDataModule):
         self.valid_indices: list[int] = []
         self._batches: dict[str, AtomicBatch] = {}
         self.test_structures = read_labelled(test) if isinstance(test, str | Path) else list(test or ())
-        self._check(self.test_structures, "data.test")
-
-    def _check(self, structures: Sequence[Atoms], name: str) -> None:
-        check_species(structures, self.species, name)
-        if self.stress and any("REF_stress" not in a.info for a in structures):
-            raise InputError(
-                f"{name} has a structure without REF_stress, which training.loss.stress > 0 needs; "
-                "use a reference that gives stress or set training.loss.stress=0"
-            )
+        check_species(self.test_structures, self.species, "data.test")
 
     def set_round(self, round_index: int, structures: Sequence[Atoms]) -> None:
         """Takes the labelled structures of a round and draws its training and validation parts."""
@@ -125,7 +118,12 @@ class GrowingDataModule(LightningDataModule):
                 f"{len(structures)} labelled structure(s) cannot be split into training and validation parts; "
                 "check why the reference rejected the others (system.n_initial, labelling.max_force)"
             )
-        self._check(structures, "the labelled data set")
+        check_species(structures, self.species, "the labelled data set")
+        if self.stress and not any(map(has_stress, structures)):
+            raise InputError(
+                "no structure of the labelled data set is periodic in three directions and has a REF_stress, which "
+                "training.loss.stress > 0 needs; use a reference that gives stress or set training.loss.stress=0"
+            )
         self.round_index, self.structures = round_index, list(structures)
         rng = stage_rng(self.seed, round_index, Stage.SPLIT)
         self.train_indices, self.valid_indices = split_indices(len(structures), self.validation_fraction, rng)

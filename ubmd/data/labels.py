@@ -13,7 +13,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ubmd.errors import InputError
 
-__all__ = ["adopt_labels", "is_labelled", "lacking_labels"]
+__all__ = ["adopt_labels", "has_stress", "is_labelled", "lacking_labels"]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,11 @@ _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
 def is_labelled(atoms: Atoms) -> bool:
     """Whether a structure carries an energy and forces."""
     return "REF_energy" in atoms.info and "REF_forces" in atoms.arrays
+
+
+def has_stress(atoms: Atoms) -> bool:
+    """Whether a structure carries a stress that means something: that of a crystal, periodic in three directions."""
+    return bool(atoms.pbc.all()) and "REF_stress" in atoms.info
 
 
 def lacking_labels(atoms: Atoms) -> str:

@@ -111,11 +111,11 @@ class BiasedPotential(nn.Module):
             slope = differentiate(followed, vectors, batch, retain_graph=True) if biased else None
             energy = batch.sum_atoms(output.energies.double())
             gradient, strain = differentiate(energy, vectors, batch)
-        volume = batch.volume[:, None, None]
+        wanted = stress or (self.rescale and self.tau_stress > 0)
         plain = Prediction(
             energy=energy.detach(),
             forces=-gradient.detach(),
-            stress=strain.detach() / volume if stress or (self.rescale and self.tau_stress > 0) else None,
+            stress=batch.per_volume(strain.detach()) if wanted else None,
             uncertainty=uncertainty.detach(),
             atomic_uncertainty=atomic.detach(),
             tau=torch.zeros_like(uncertainty),

@@ -34,7 +34,7 @@ class Prediction:
     forces: Tensor
     """[n_atoms, 3] eV/Å."""
     stress: Tensor | None = None
-    """[n_systems, 3, 3] eV/Å³, positive under tension; None unless asked for."""
+    """[n_systems, 3, 3] eV/Å³, positive under tension; None unless asked for, NaN where not all is periodic."""
     uncertainty: Tensor | None = None
     """[n_systems] calibrated uncertainty of the energy per atom, eV/atom."""
     atomic_uncertainty: Tensor | None = None
@@ -126,6 +126,6 @@ class Potential(nn.Module):
         return Prediction(
             energy=energy,
             forces=-gradient,
-            stress=strain / batch.volume[:, None, None] if stress else None,
+            stress=batch.per_volume(strain) if stress else None,
             memory=memory,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from ubmd.training.module import PotentialModule
 from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
 __all__ = ["evaluate", "train"]
+
+log = logging.getLogger(__name__)
 
 MAY_DIFFER = ("paths", "logger", "debug")
 """Parts of the configuration that a continued run need not share with its beginning."""
@@ -128,6 +131,8 @@ def _prepare(cfg: DictConfig) -> _Job:
         seed=cfg.seed,
         members=model.n_members,
     )
+    if cfg.training.get("start") is None:  # else it may know elements that are not trained on
+        files.check_trained(datamodule)
     trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size)
     return _Job(files, species, datamodule, module, uncertainty, calibration)
 
@@ -238,7 +243,12 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def _draw(found: Evaluation, alpha: float, folder: Path, half: Evaluation | None = None) -> None:
-    save_figure(scatter_of_worst_atoms(found, alpha, half), folder / "figures" / "calibration.png")
+    """Draws the calibration, where there is something to draw."""
+    figure = scatter_of_worst_atoms(found, alpha, half)
+    if figure is None:
+        log.warning("figures/calibration.png is not drawn: no structure has both an error and an uncertainty of forces")
+    else:
+        save_figure(figure, folder / "figures" / "calibration.png")
 
 
 def _report(columns: dict[str, dict[str, Any]], written: str, console: Console) -> None:

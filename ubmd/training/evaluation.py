@@ -18,6 +18,7 @@ from torch import nn
 
 from ubmd.analysis.figures import calibration_scatter
 from ubmd.data.batch import collate
+from ubmd.data.labels import has_stress
 from ubmd.dynamics.bias import BiasedPotential
 from ubmd.models.potential import Potential, Prediction
 from ubmd.uncertainty.base import Uncertainty
@@ -50,7 +51,7 @@ class Evaluation:
     forces: Array
     """[2, n_atoms, 3] eV/Å."""
     stress: Array | None
-    """[2, n, 3, 3] eV/Å³; None unless every structure is a crystal with a stress label."""
+    """[2, n, 3, 3] eV/Å³; NaN for a structure that is no crystal or has no label, None if all are that."""
     uncertainty: Array
     """[n] calibrated uncertainty of the energy per atom, eV/atom."""
     atomic_uncertainty: Array
@@ -105,7 +106,8 @@ def evaluate_structures(
     """
     weights = next(model.parameters())
     potential = BiasedPotential(Potential(model), uncertainty, tau=0.0).to(weights.device)
-    stress = all(a.pbc.all() and "REF_stress" in a.info for a in structures)
+    known = [has_stress(a) for a in structures]
+    stress = any(known)
     predictions: list[Prediction] = []
     for start in range(0, len(structures), batch_size):
         chunk = structures[start : start + batch_size]
@@ -113,6 +115,9 @@ def evaluate_structures(
         predictions.append(potential(batch, stress=stress))
         if on_batch is not None:
             on_batch(start + len(chunk))
+
+    none = np.full((3, 3), np.nan)
+    labels = [a.info["REF_stress"] if k else none for a, k in zip(structures, known, strict=True)]
 
     def joined(name: str) -> Array:
         return torch.cat([getattr(p, name) for p in predictions]).double().cpu().numpy()
@@ -122,7 +127,7 @@ def evaluate_structures(
         n_atoms=np.array([len(a) for a in structures]),
         energy=np.stack([joined("energy"), [a.info["REF_energy"] for a in structures]]),
         forces=np.stack([joined("forces"), np.concatenate([a.arrays["REF_forces"] for a in structures])]),
-        stress=np.stack([joined("stress"), [a.info["REF_stress"] for a in structures]]) if stress else None,
+        stress=np.stack([joined("stress"), labels]) if stress else None,
         uncertainty=joined("uncertainty"),
         atomic_uncertainty=joined("atomic_uncertainty"),
     )
@@ -146,18 +151,21 @@ def half_confidence(
 def error_metrics(found: Evaluation, half: Evaluation | None = None) -> dict[str, Any]:
     """Errors, the units in their names, and coverage.
 
-    MAE and RMSE of the energy per atom, the force components and, where there is one, the stress components;
+    MAE and RMSE of the energy per atom, the force components and, of the structures that have one, the stress
+    components;
     ``force_rmse_ev_per_ang_by_species``; ``coverage_atom`` and ``coverage_total``, the shares of atoms and of
     structures whose error does not exceed its calibrated uncertainty; with ``half``, which is ``found`` at the
     confidence of alpha = 0.5, both with ``_50`` for it.
     """
+    out: dict[str, Any] = {"n_structures": len(found.n_atoms), "n_atoms": len(found.numbers)}
     errors = {
         "energy_{}_mev_per_atom": 1e3 * (found.energy[0] - found.energy[1]) / found.n_atoms,
         "force_{}_ev_per_ang": found.forces[0] - found.forces[1],
     }
     if found.stress is not None:
-        errors["stress_{}_mpa"] = (found.stress[0] - found.stress[1]) / MPA
-    out: dict[str, Any] = {"n_structures": len(found.n_atoms), "n_atoms": len(found.numbers)}
+        known = ~np.isnan(found.stress[1]).any(axis=(1, 2))
+        out["n_structures_with_stress"] = int(known.sum())
+        errors["stress_{}_mpa"] = (found.stress[0] - found.stress[1])[known] / MPA
     for name, values in errors.items():
         out[name.format("mae")] = float(np.abs(values).mean())
         out[name.format("rmse")] = float(np.sqrt(np.square(values).mean()))
@@ -208,14 +216,24 @@ def errors_table(columns: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def scatter_of_worst_atoms(found: Evaluation, alpha: float, half: Evaluation | None = None) -> Figure:
+def scatter_of_worst_atoms(found: Evaluation, alpha: float, half: Evaluation | None = None) -> Figure | None:
     """The worst atom of each structure, its error against its uncertainty (Fig. 2).
 
     Args:
         found: the structures.
         alpha: that their uncertainties were calibrated with.
         half: the same with uncertainties calibrated with alpha = 0.5, drawn pale; None leaves it out.
+
+    Returns:
+        None if no structure has an error and an uncertainty above zero, such as isolated atoms.
     """
+    if not any(
+        error > 0 and 0 < uncertainty < np.inf
+        for error, uncertainty in zip(
+            found.largest(found.atomic_error), found.largest(found.atomic_uncertainty), strict=True
+        )
+    ):
+        return None
     return calibration_scatter(
         found.largest(found.atomic_error),
         found.largest(found.atomic_uncertainty),
@@ -235,7 +253,7 @@ def predicted_structures(structures: Sequence[Atoms], found: Evaluation) -> list
     for k, atoms in enumerate(structures):
         copy = atoms.copy()
         copy.info["model_energy"] = float(found.energy[0, k])
-        if found.stress is not None:
+        if found.stress is not None and atoms.pbc.all():
             copy.info["model_stress"] = found.stress[0, k].reshape(9)
         copy.info["uncertainty"] = float(found.uncertainty[k])
         copy.info["max_atomic_uncertainty"] = float(atomic[k].max())

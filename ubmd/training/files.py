@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,14 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.electronic import stated
 from ubmd.data.io import read_labelled
+from ubmd.data.labels import has_stress
 from ubmd.errors import InputError
 
 __all__ = ["DataFiles"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class DataFiles:
     """Labelled structures in extended XYZ files, read at once.
 
     Labels are ``REF_energy``, ``REF_forces`` and ``REF_stress``, or those that ASE reads as results of a
-    calculator (``energy``, ``forces``, ``stress``).
+    calculator, all from one source a file (:func:`~ubmd.data.labels.adopt_labels`).
 
     Args:
         train: path of the structures to train on.
@@ -77,13 +82,30 @@ class DataFiles:
                         f"species={list(species)}; add it there or leave species=auto"
                     )
 
+    def check_trained(self, module: GrowingDataModule) -> None:
+        """Refuses elements that only structures for validation or test have, of which nothing would be learned.
+
+        Raises:
+            InputError: naming the option and the element.
+        """
+        trained = {z for i in module.train_indices for z in module.structures[i].numbers.tolist()}
+        drawn = f"data.train, drawn for validation with seed={module.seed}," if self.valid is None else "data.valid"
+        valid = [module.structures[i] for i in module.valid_indices]
+        for name, part in ((drawn, valid), ("data.test", self.test_structures)):
+            foreign = sorted({z for atoms in part for z in atoms.numbers.tolist()} - trained)
+            if foreign:
+                raise InputError(
+                    f"a structure of {name} contains {chemical_symbols[foreign[0]]}, which no structure to train on "
+                    "does; add some with it or remove it"
+                )
+
     def datamodule(
         self, *, cutoff: float, species: Sequence[str], stress: bool, dtype: torch.dtype, seed: int, members: int = 1
     ) -> GrowingDataModule:
         """The structures split and ready to be trained on; see :class:`~ubmd.data.datamodule.GrowingDataModule`.
 
         Raises:
-            InputError: for options that it refuses, and for structures without a stress that is needed.
+            InputError: for options that it refuses, and where stress is to be trained but no structure has one.
         """
         module = GrowingDataModule(
             cutoff,
@@ -101,11 +123,50 @@ class DataFiles:
             raise InputError(
                 f"data.train={self.train} holds one structure, which cannot be split; add some or give data.valid"
             )
+        self._remark(stress)
         if self.valid is None:
             module.set_round(0, self.train_structures)
+            if stress:
+                _check_stress(module)
             return module
         n_train, n_valid = len(self.train_structures), len(self.valid_structures)
         module.set_round(0, [*self.train_structures, *self.valid_structures])
         module.train_indices = list(range(n_train))
         module.valid_indices = list(range(n_train, n_train + n_valid))
+        if stress:
+            _check_stress(module)
         return module
+
+    def _remark(self, stress: bool) -> None:
+        """Says what the labels of the structures leave open."""
+        for name, part in self.structures.items():
+            without = [atoms for atoms in part if not has_stress(atoms)]
+            if stress and without and len(without) < len(part):
+                crystals = sum(bool(atoms.pbc.all()) for atoms in without)
+                log.warning(
+                    "data.%s: the stress of %d structures counts, %d crystals have none, and %d are no crystals",
+                    name,
+                    len(part) - len(without),
+                    crystals,
+                    len(without) - crystals,
+                )
+        states = {_state(atoms) for part in self.structures.values() for atoms in part}
+        for what, values in zip(("charges", "numbers of unpaired electrons"), zip(*states, strict=True), strict=True):
+            if len(set(values)) > 1:
+                few = ", ".join(f"{value:g}" for value in sorted(set(values))[:5])
+                log.warning("data: the structures have several %s (%s), which the model cannot tell apart", what, few)
+
+
+def _state(atoms: Atoms) -> tuple[float, float]:
+    """Total charge and number of unpaired electrons, zero where a structure says nothing."""
+    state = stated(atoms)
+    return round(state.charge or 0.0, 3) + 0.0, round(abs(state.unpaired or 0.0), 3)
+
+
+def _check_stress(module: GrowingDataModule) -> None:
+    """Refuses a division that leaves all stress to validation."""
+    if not any(has_stress(module.structures[i]) for i in module.train_indices):
+        raise InputError(
+            "no structure to train on is periodic in three directions and has a REF_stress, which "
+            "training.loss.stress > 0 needs; add some or set training.loss.stress=0"
+        )

@@ -34,6 +34,14 @@ def virial_triangle(stress: Tensor, volume: Tensor) -> Tensor:
     return (stress * volume[:, None, None])[:, rows, columns]
 
 
+def _virial_error(prediction: Prediction, batch: AtomicBatch) -> Tensor:
+    """Errors of V sigma, [n_systems, 6] eV; zero, with zero slope, for structures without a reference stress."""
+    assert batch.stress is not None
+    assert prediction.stress is not None
+    error = virial_triangle(prediction.stress - batch.stress, batch.volume)
+    return torch.where(batch.has_stress[:, None], error, 0.0)
+
+
 @dataclass(frozen=True)
 class SquaredLoss:
     """Weighted sum of squared errors over a mini-batch (Eq. 14).
@@ -41,7 +49,8 @@ class SquaredLoss:
     Args:
         energy: C_e, dimensionless.
         forces: C_f, Å².
-        stress: C_s, dimensionless (the term is V times the stress, upper triangle); 0 leaves stress out.
+        stress: C_s, dimensionless (the term is V times the stress, upper triangle, of the structures that have
+            one); 0 leaves stress out.
     """
 
     energy: float = 1.0
@@ -57,11 +66,8 @@ class SquaredLoss:
         assert batch.forces is not None
         loss = self.energy * (prediction.energy - batch.energy).square().sum()
         loss = loss + self.forces * (prediction.forces - batch.forces).square().sum()
-        if self.stress:
-            assert batch.stress is not None
-            assert prediction.stress is not None
-            error = virial_triangle(prediction.stress - batch.stress, batch.volume)
-            loss = loss + self.stress * error.square().sum()
+        if self.stress and batch.stress is not None:
+            loss = loss + self.stress * _virial_error(prediction, batch).square().sum()
         return loss
 
 
@@ -108,10 +114,8 @@ class HuberLoss:
         # limits are per atom and per component; a structure's energy and virial have limits of their own
         loss = self.energy * _huber(prediction.energy - batch.energy, self.energy_delta * batch.n_atoms)
         loss = loss + self.forces * _huber(prediction.forces - batch.forces, self.forces_delta)
-        if self.stress:
-            assert batch.stress is not None
-            assert prediction.stress is not None
-            error = virial_triangle(prediction.stress - batch.stress, batch.volume)
+        if self.stress and batch.stress is not None:
+            error = _virial_error(prediction, batch)
             loss = loss + self.stress * _huber(error, self.stress_delta * batch.volume[:, None])
         return loss
 

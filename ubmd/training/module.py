@@ -213,19 +213,22 @@ class PotentialModule(LightningModule):
             ),
             "force_rmse_ev_per_ang": (prediction.forces, batch.forces),
         }
-        if self.stress:
-            assert batch.stress is not None
+        if self.stress and batch.stress is not None:
             assert prediction.stress is not None
-            pairs["stress_rmse_mpa"] = (prediction.stress / MPA, batch.stress / MPA)
-            virial = [virial_triangle(s, batch.volume) for s in (prediction.stress, batch.stress)]
-            pairs["virial_mae"] = (virial[0], virial[1])
-        for name, metric in self.metrics[f"{stage}_metrics"].items():  # pyright: ignore
-            metric.update(pairs[name][0].contiguous(), pairs[name][1].contiguous())
+            known = batch.has_stress
+            found, true = prediction.stress[known], batch.stress[known]
+            pairs["stress_rmse_mpa"] = (found / MPA, true / MPA)
+            volume = batch.volume[known]
+            pairs["virial_mae"] = (virial_triangle(found, volume), virial_triangle(true, volume))
+        for name, (found, true) in pairs.items():
+            if len(found):
+                self.metrics[f"{stage}_metrics"][name].update(found.contiguous(), true.contiguous())  # pyright: ignore
 
     def _log_metrics(self, stage: str) -> None:
         values = {}
         for name, metric in self.metrics[f"{stage}_metrics"].items():  # pyright: ignore
-            values[name] = metric.compute()
+            if metric.update_called:  # no structure may have a stress
+                values[name] = metric.compute()
             metric.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         if stage == "valid":
