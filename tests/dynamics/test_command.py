@@ -244,7 +244,7 @@ REFUSED: dict[str, tuple[Change | None, Sequence[str], str]] = {
     "no structure in the file": (
         lambda: Path("start.xyz").write_text("4\n\nC 0 0 0\n"),
         (),
-        "structure file start.xyz cannot be read (",
+        "structure file start.xyz cannot be read",
     ),
     "foreign element": (
         lambda: _write("start.xyz", *molecules(1), Atoms("CSHH", positions=molecules(1)[0].positions)),
