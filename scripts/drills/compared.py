@@ -64,7 +64,9 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         a, b = a.numpy(), b.numpy()
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        return a.tolist() == b.tolist() if a.dtype == object else a.tobytes() == b.tobytes()
     return a == b or (a != a and b != b)
 
 

@@ -147,6 +147,7 @@ def killed_run(drill: Drill, index: int) -> None:
         finished = ending.code == 0
         line = {"run": index, "demo": demo, "executor": executor, "signal": number.name if ending.interrupted else None}
         line |= {"moment": round(moment, 3), "everyone": everyone, "code": ending.code, "stage": None}
+        line |= {"said": ending.stderr.strip()[-200:], "rounds": len(list((folder / "run").rglob("round.json")))}
         line |= {"latency": round(ending.latency, 2), "lingering": round(ending.lingering, 2), "faults": faults}
         if ending.interrupted:
             line["stage"] = "start" if moment < drill.starting[demo] else stage(folder / "run")

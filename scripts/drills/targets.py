@@ -266,7 +266,7 @@ glob(*) range(3) choice(1,2) / . ~ a=b " \\ None 99999999999999999999 -0.0 1e-32
 
 def damaged_words(seeds: None, random: Random, folder: Path) -> tuple[list[str], Path]:
     """Overrides of ``ubmd learn``, at least one of them with another value, key or character."""
-    words = ["experiment=" + ("ala2_demo", "bulk_demo")[random.integers(2)], "logger=csv"]
+    words = ["experiment=" + ("ala2_demo" if random.random() < 0.2 else "bulk_demo"), "logger=csv"]
     words += [OVERRIDES[i] for i in random.choice(len(OVERRIDES), random.integers(1, 4), replace=False)]
     place = int(random.integers(len(words)))
     key, value = words[place].partition("=")[::2]
@@ -297,11 +297,11 @@ def take_words(made: tuple[list[str], Path]) -> None:
 
 FORMATS = (".vasp", ".cif", ".xsf", ".gen", ".json", ".pdb", ".xyz", ".cfg")
 TARGETS: dict[str, Target] = {
-    "extxyz": Target(45, partial(structure_files, suffixes=(".extxyz",)), damaged_file, take_structures),
+    "extxyz": Target(46, partial(structure_files, suffixes=(".extxyz",)), damaged_file, take_structures),
     "formats": Target(20, partial(structure_files, suffixes=FORMATS), damaged_file, take_structures),
     "potential": Target(8, potentials, damaged_potential, take_potential),
     "trajectory": Target(12, trajectory, damaged_trajectory, take_trajectory),
-    "run": Target(12, run_folder, damaged_run, take_run),
-    "words": Target(3, lambda folder: None, damaged_words, take_words),
+    "run": Target(13, run_folder, damaged_run, take_run),
+    "words": Target(1, lambda folder: None, damaged_words, take_words),
 }
 """Everything that is fuzzed, by name."""
