@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,9 +72,11 @@ def _insert(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 
 def _word(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     """Another word in place of one."""
-    words = data.split(b" ")
-    words[random.integers(len(words))] = TOKENS[random.integers(len(TOKENS))]
-    return b" ".join(words)
+    words = list(re.finditer(rb"[^\s=:]+", data))
+    if not words:
+        return data
+    start, end = words[random.integers(len(words))].span()
+    return data[:start] + TOKENS[random.integers(len(TOKENS))] + data[end:]
 
 
 def _line(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:

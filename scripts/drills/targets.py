@@ -91,8 +91,11 @@ def damaged_file(files: dict[str, bytes], random: Random, folder: Path) -> Path:
 
 
 def take_structures(path: Path) -> None:
-    """Reads a file; what it holds has to come back from a file that is written of it."""
+    """Reads a file whole or not at all; what it holds has to come back from a file that is written of it."""
     structures = read_structures(path)
+    if path.suffix in (".xyz", ".extxyz"):
+        lines, atoms = sum(bool(line.strip()) for line in path.read_bytes().splitlines()), sum(map(len, structures))
+        assert atoms + len(structures) <= lines <= atoms + 2 * len(structures), "lines of the file were passed over"
     write_structures(path.with_name("again.extxyz"), structures)
     again = read_structures(path.with_name("again.extxyz"))
     assert len(again) == len(structures), "frames were lost on the way through a file"

@@ -71,6 +71,7 @@ EXT = "2\nProperties=species:S:1:pos:R:3{} {}\nO 0 0 0{}\nH 0 0 1{}\n"
         (EXT.format(":Z:I:1", "", " 8", " 6"), "atom 1 has the symbol H but the atomic number 6"),
         (EXT.format(":a:R:1:a:R:1", "", " 8 1", " 6 1"), "cannot be read"),
         ("1\nProperties=species:S:1\nO\n", "no species:S:1 and pos:R:3"),
+        (EXT.format(f":a:R:{10**18}", "", " 1", " 1"), "is no list of name:type:columns"),
         ("1\n\nD 0 0 0\n", "symbol D, which is no element; write H, with masses"),
         ("1\n\nQq 0 0 0\n", "symbol Qq, which is no element; use chemical symbols"),
         ("1\n\n8 0 0 0\n", "symbol 8, which is no element; use chemical symbols"),

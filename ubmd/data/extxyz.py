@@ -142,11 +142,13 @@ def _check_entries(line: str, *, strict: bool) -> None:
 
 def _check_rows(rows: list[list[str]], properties: str, *, allow_surplus: bool) -> None:
     """Refuses rows that are not what ``Properties`` declares; ASE would drop what is too much."""
-    if len(properties.split(":")) % 3:
+    parts = properties.split(":")
+    # more columns than any file has would keep ASE's reader busy for ever
+    if len(parts) % 3 or not all(re.fullmatch(r"[0-9]{1,6}", count) for count in parts[2::3]):
         raise ValueError(f"its Properties={properties} is no list of name:type:columns")
     declared = parse_properties(properties)
     columns: list[str] = []
-    for name, kind, count in zip(*[iter(properties.split(":"))] * 3, strict=True):
+    for name, kind, count in zip(*[iter(parts)] * 3, strict=True):
         columns += [f"{name}:{kind}"] * int(count)
     if len(set(declared[1])) < len(declared[1]):
         raise ValueError("its Properties name something twice; keep one")
