@@ -304,3 +304,19 @@ def test_launcher_that_is_not_there() -> None:
         app.check(hydra, COMMANDS["learn"], ["experiment=ala2_demo", "hydra/launcher=nowhere"], multirun=True)
     assert str(caught.value).startswith("hydra/launcher=nowhere is not one of the options of hydra/launcher; ")
     assert "ubmd[sweep]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "number"),
+    [("uncertainty=glob(*small)", 2), ("seed=shuffle(range(3))", 3), ("bias.tau=tag(x,choice(0.1,0.2))", 2)],
+)
+def test_sweeps_of_other_kinds(sweep: str, number: int) -> None:
+    overrides = ["experiment=ala2_demo", sweep]
+    with app.open_hydra() as hydra:
+        assert app.check(hydra, COMMANDS["learn"], overrides, True)
+        assert len(app.sweep_jobs(hydra, COMMANDS["learn"], overrides)) == number
+
+
+def test_an_interval_is_no_list() -> None:
+    with app.open_hydra() as hydra, pytest.raises(InputError, match="is no list of values"):
+        app.check(hydra, COMMANDS["learn"], ["experiment=ala2_demo", "bias.tau=interval(0,1)"], True)

@@ -76,10 +76,10 @@ def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
 def parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
     """Parse overrides; InputError for one that is none."""
     parser = OverridesParser.create(config_loader=hydra.config_loader)
-    parsed = []
+    parsed: list[Override] = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            parsed += parser.parse_overrides([text])  # unlike parse_override, hands them what glob(*) needs
         except HydraException as error:
             if "=" not in text:
                 raise InputError(f"{text} is not an override; write {text}=VALUE") from error
@@ -136,7 +136,12 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
     if several and not sweep:
         raise InputError(f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list")
     if sweep and _expands_beforehand(cfg):
-        points = sweep_points(_with_params(hydra, cfg, parsed))
+        dimensions = _with_params(hydra, cfg, parsed)
+        for override in dimensions:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                text = override.input_line
+                raise InputError(f"{text} is no list of values; write range(...), or choose another hydra/sweeper")
+        points = sweep_points(dimensions)
     for point in points:
         cfg = compose_checked(hydra, command, point)
         if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
