@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +160,33 @@ def test_impossible_devices(gpus: int, trainer: dict[str, Any], sentence: str, m
     assert sentence in str(caught.value)
 
 
-def test_record(tmp_path: Path) -> None:
-    config.write_record(OmegaConf.create({"a": 1, "b": "${a}"}), tmp_path / "run")
-    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": 1, "b": 1}
-    versions = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert versions == config.provenance()
+def test_provenance() -> None:
+    versions = config.provenance()
     assert versions["torch"] == torch.__version__
     assert {"ubmd", "lightning", "ase", "numpy", "hydra-core", "python", "platform", "git"} <= set(versions)
-    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["config.yaml", "provenance.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("", "here/runs"),
+        (" ", "here/runs"),
+        (None, "here/runs"),
+        ("~/x y", "home/x y"),
+        ("Größe", "here/Größe"),
+        ("../b", "b"),
+    ],
+)
+def test_folders(text: str | None, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UBMD_RUNS", text or "")
+    assert config.folder_path(text, "runs") == str(tmp_path / path)
+    assert app.compose("learn", ["experiment=bulk_demo"]).paths.root == str(tmp_path / path)
+    if text:
+        composed = app.compose("learn", ["experiment=bulk_demo", f"paths.root='{text}'"])
+        assert composed.paths.run == str(tmp_path / path / "bulk_demo" / "default")
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -75,7 +75,7 @@ def test_labels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 rejected, 6 computed now" in shown
     assert len(LabelStore(run / "labels.db")) == 5  # what EMT says of uranium may have other reasons
     kept = {"config.yaml", "provenance.json", "ubmd.log", "labels.db", "labelled.extxyz", "rejected.extxyz"}
-    assert {file.name for file in run.iterdir()} - {".hydra"} == kept
+    assert {file.name for file in run.iterdir()} - {".hydra", "run.json", "run.lock"} == kept
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ubmd import app, cli, paths, sweeps
 from ubmd.analysis.metrics import write_metrics
 from ubmd.cli import COMMANDS
+from ubmd.continuation import config_digest
 from ubmd.errors import InputError, StoppedShort
 
 pytestmark = pytest.mark.usefixtures("quiet_logging")
@@ -225,11 +226,11 @@ def test_only_some_commands_may_be_passed_over(monkeypatch: pytest.MonkeyPatch) 
 
 def test_records(tmp_path: Path) -> None:
     assert sweeps.read_record(tmp_path) is None
-    record = sweeps.JobRecord("finished", "x", sweeps.config_digest({"a": 1, "paths": {"run": "here"}}), 0.5)
+    record = sweeps.JobRecord("finished", "x", config_digest({"a": 1, "paths": {"run": "here"}}), 0.5)
     sweeps.write_record(tmp_path, record)
     assert sweeps.read_record(tmp_path) == record
-    assert sweeps.finished_before(tmp_path, sweeps.config_digest({"a": 1, "paths": {"run": "there"}})) == record
-    assert sweeps.finished_before(tmp_path, sweeps.config_digest({"a": 2})) is None
+    assert sweeps.finished_before(tmp_path, config_digest({"a": 1, "paths": {"run": "there"}})) == record
+    assert sweeps.finished_before(tmp_path, config_digest({"a": 2})) is None
     (tmp_path / ".hydra" / "job.json").write_text("{")
     assert sweeps.read_record(tmp_path) is None
 

@@ -115,7 +115,7 @@ def test_from_a_data_set_to_a_potential(here: Path, capsys: pytest.CaptureFixtur
     assert metrics["valid"]["coverage_total"] == 1.0
     assert (run / "figures" / "calibration.png").stat().st_size > 5000
     kept = {"config.yaml", "provenance.json", "ubmd.log", "metrics.json", "model.ckpt", "figures", "csv"}
-    assert {file.name for file in run.iterdir()} - {".hydra"} == kept
+    assert {file.name for file in run.iterdir()} - {".hydra", "run.json", "run.lock"} == kept
     shown = capsys.readouterr().out
     assert "9 structures" in shown
     assert f"{found['force_rmse_ev_per_ang']:.4f}" in shown

@@ -13,7 +13,7 @@ import os
 import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, paths, sweeps
 from ubmd.cli import Command
-from ubmd.errors import InputError, StoppedShort
+from ubmd.continuation import config_digest
+from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.explain import check_groups, explain
+from ubmd.runlock import held
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +207,12 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
         return error.code
     except _Reported as error:
         return error.code
+    except (OSError, ValueError) as error:  # a job reports its own: this one is about its folder
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        place, reason = cause.filename or "the run folder", (cause.strerror or str(cause)).lower()
+        raise InputError(f"{place}: {reason}; choose another folder with UBMD_RUNS, or see to this one") from error
     finally:  # also of an interrupted sweep
         if sweep:
             sweeps.print_summary(sweep_jobs(hydra, command, overrides), attempt)
@@ -217,12 +225,29 @@ def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
     A sweep passes over what it finished at an earlier attempt, if the command allows for that.
     """
     hydra = HydraConfig.get()
-    single = hydra.mode == RunMode.RUN
-    folder, digest = Path(hydra.runtime.output_dir), ""
+    folder = Path(hydra.runtime.output_dir)
     try:
-        digest = sweeps.config_digest(config.plain(cfg))
+        with held(folder):
+            return _perform(command, attempt, cfg, folder)
+    except Exception as error:
+        said = error if isinstance(error, InputError | StoppedShort) else system_refusal(error, folder)
+        if said is None:
+            log.exception("stopped by an error")
+            raise JobFailed(repr(error), code=1) from error
+        code, kind = (3, "stopped short") if isinstance(said, StoppedShort) else (2, "error")
+        log.error("ubmd: %s: %s", kind, said)
+        if hydra.mode == RunMode.RUN:
+            raise _Reported(code) from error
+        raise JobFailed(str(said), code=code) from error
+
+
+def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> Any:
+    """A job whose folder is held: the command's function, with a record of how it went."""
+    hydra, digest = HydraConfig.get(), ""
+    try:
+        digest = config_digest(config.plain(cfg))
         done = sweeps.finished_before(folder, digest)
-        if done is not None and command.resumable and not single:
+        if done is not None and command.resumable and hydra.mode != RunMode.RUN:
             log.info("finished before: %s", folder.name)
             return done.result
         sweeps.write_record(folder, sweeps.JobRecord("running", attempt, digest))
@@ -231,17 +256,11 @@ def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
         _check_device(cfg)
         module, name = command.function.split(":")
         result = getattr(importlib.import_module(module), name)(cfg)
-    except (InputError, StoppedShort) as error:
-        code, kind = (3, "stopped short") if isinstance(error, StoppedShort) else (2, "error")
-        log.error("ubmd: %s: %s", kind, error)
-        sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=str(error)))
-        if single:
-            raise _Reported(code) from error
-        raise JobFailed(str(error), code=code) from error
     except Exception as error:
-        log.exception("stopped by an error")
-        sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=repr(error)))
-        raise JobFailed(repr(error), code=1) from error
+        message = str(error) if isinstance(error, InputError | StoppedShort) else repr(error)
+        with suppress(OSError):  # what stopped the job may stop its record too
+            sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))
+        raise
     sweeps.write_record(folder, sweeps.JobRecord("finished", attempt, digest, result))
     return result
 

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ubmd import __version__, interruption
-from ubmd.errors import InputError
+from ubmd.errors import InputError, system_refusal
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,11 @@ COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 
 COMPARE = "compare"
 """The command that takes folders instead of a configuration: :mod:`ubmd.compare`."""
+CHECK = "check"
+"""The other one: :mod:`ubmd.check`."""
 _SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
-    COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds"
+    COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds",
+    CHECK: "whether the files of run folders are what was written",
 }
 
 
@@ -158,6 +161,10 @@ def _run(argv: Sequence[str]) -> int:
         from ubmd.compare import compare
 
         return compare(argv[1:])
+    if argv[0] == CHECK:
+        from ubmd.check import check
+
+        return check(argv[1:])
     command = _find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
 
@@ -196,6 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ubmd learn --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        refusal = system_refusal(error)
+        if refusal is None:
+            raise
+        print(f"ubmd: error: {refusal}", file=sys.stderr)
+        return 2
     except (interruption.Interrupted, KeyboardInterrupt) as signal:
         print("ubmd: interrupted; the same command continues", file=sys.stderr)
         return signal.code if isinstance(signal, interruption.Interrupted) else 130

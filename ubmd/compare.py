@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from ubmd.analysis.comparison import Comparison, RunResult, compare_runs, is_finished
@@ -17,6 +16,7 @@ from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.metrics import read_metrics
 from ubmd.cli import Parser
+from ubmd.continuation import read_config
 from ubmd.errors import InputError
 from ubmd.files import replaced
 
@@ -100,9 +100,8 @@ def _read_folder(folder: Path, found: Found) -> None:
         found.skipped.append((name, "has no metrics.csv: not a run of `ubmd learn`, or no round of it is finished"))
     else:
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            _add(found, name, config, read_metrics(folder / "metrics.csv"))
-        except (InputError, yaml.YAMLError) as error:
+            _add(found, name, read_config(folder / "config.yaml"), read_metrics(folder / "metrics.csv"))
+        except InputError as error:
             found.skipped.append((name, f"cannot be read: {' '.join(str(error).split())}"))
 
 

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
-import json
 import os
 import pkgutil
 import platform
@@ -297,6 +296,11 @@ def wandb_offline() -> bool:
     return os.environ.get("WANDB_MODE", "offline") in ("", "offline", "dryrun")
 
 
+def folder_path(text: str | None, default: str) -> str:
+    """The absolute path of a folder that a user names; an empty name is `default` in the working directory."""
+    return os.path.abspath(os.path.expanduser(str(text or "").strip() or default))
+
+
 def provenance() -> dict[str, str | None]:
     """Versions that produced a result, and the git commit of the checkout (None outside one)."""
     versions: dict[str, str | None] = {"ubmd": ubmd.__version__}
@@ -327,21 +331,8 @@ def _git_hash() -> str | None:
         return None
 
 
-def write_record(cfg: DictConfig, folder: Path | str) -> None:
-    """Write config.yaml (resolved) and provenance.json (versions) into a run's folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(plain(cfg))),
-        "provenance.json": json.dumps(provenance(), indent=2) + "\n",
-    }
-    for name, text in texts.items():
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
-
-
 OmegaConf.register_new_resolver("run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True)
 OmegaConf.register_new_resolver("run_tags", run_tags, replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+OmegaConf.register_new_resolver("folder", folder_path, replace=True)
 OmegaConf.register_new_resolver("cwd", os.getcwd, replace=True)  # unlike ${hydra:runtime.cwd}, before a job too

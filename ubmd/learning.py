@@ -15,10 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ubmd.analysis.figures import save_figure
-from ubmd.analysis.held_out import draw_errors_by_volume
 from ubmd.analysis.report import report_run, round_analysis
-from ubmd.calculator import torch_device
 from ubmd.callbacks.acquire import Acquire, label_with_progress
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.divergence import FitDivergedError
@@ -32,19 +29,21 @@ from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.learning_checks import check_complete, check_sizes, check_trainer, trains_stress
+from ubmd.learning_figures import draw_calibration, draw_volume_errors
+from ubmd.limits import is_finished, is_last
 from ubmd.models.checkpoint import check_parts, load_potential, save_potential
 from ubmd.progress import RunProgress, run_progress
-from ubmd.reference.base import NOT_OF_LABELS, Reference
+from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
-from ubmd.reference.labelling import within_limit
+from ubmd.reference.labelling import restore_labels, within_limit
 from ubmd.reference.store import LabelStore
-from ubmd.rounds import INITIAL, RoundFolder, RoundStore
+from ubmd.round_folder import INITIAL, RoundFolder
+from ubmd.rounds import RoundStore
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
-from ubmd.training.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.training.files import DataFiles
-from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning
+from ubmd.training.fit import Fit, fit_and_predict, predict, set_up_lightning
 from ubmd.training.loggers import close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
@@ -52,11 +51,6 @@ from ubmd.uncertainty.base import POOLED
 __all__ = ["learn"]
 
 log = logging.getLogger(__name__)
-
-CACHED = ("system.relax.folder", "data.test.path", "data.test.sample.labels")
-"""Where things are kept that tell themselves what they are."""
-MAY_DIFFER = ("paths", "logger", "debug", "retry", *CACHED, *NOT_OF_LABELS)
-"""Parts of the configuration that a continued run need not share with its beginning."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +93,19 @@ def learn(cfg: DictConfig) -> float | None:
             stack.enter_context(run.executor)
             run = _relaxed(run)
             _label_initial(run)
+            _restore_labels(run)
+            _extend(run)
             for index in range(len(run.store.records()), 10**6):
                 structures = run.store.structures(index)
-                if _finished(cfg, index - 1, run.store.structures(index - 1), structures):
+                if is_finished(cfg, index - 1, run.store.structures(index - 1), structures):
                     break
                 _round(run, index, structures)
             records = run.store.records()
-            potential = run.store.folder(len(records) - 1).model
-            _draw_calibration(run, len(records) - 1)
+            draw_calibration(run, len(records) - 1)
             if run.system.periodic:
-                _draw_errors_by_volume(run, len(records) - 1)
+                draw_volume_errors(run, len(records) - 1)
             report_run(run.store, run.system, progress.console, dt=run.exploration.time_step)
+            potential = run.store.folder(len(records) - 1).model
             log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
             check_complete(cfg, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
         finally:
@@ -147,7 +143,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     )
     check_trainer(cfg, system, datamodule)
     store = RoundStore(cfg.paths.run)
-    store.open(plain(cfg), ignore=MAY_DIFFER)
+    store.open(plain(cfg))
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")
     if cfg.retry:
@@ -197,65 +193,53 @@ def _label_initial(run: Run) -> None:
             f"only {len(labelled)} of {len(structures)} initial structures could be labelled "
             f"({reasons[0]}); check reference, system.displacement and labelling.max_force"
         )
-    run.store.add_structures(labelled, INITIAL)
+    run.store.add_initial(labelled)
 
 
-def _finished(cfg: DictConfig, last: int, before: list[Atoms], now: list[Atoms]) -> bool:
-    """True if round ``last`` was trained on a full data set, was the last one allowed, or acquired nothing."""
-    if last < 0:
-        return False
-    full = len(before) >= cfg.learning.max_structures
-    limit = cfg.learning.max_rounds is not None and last + 1 >= cfg.learning.max_rounds
-    if not full and not limit and len(now) == len(before):
-        return True
-    return full or limit
+def _restore_labels(run: Run) -> None:
+    """Fills a label store that was lost from the data set."""
+    given = any(is_labelled(a) for a in run.system.given)
+    structures = run.store.structures(len(run.store.records()) + 1)
+    restore_labels([a for a in structures if a.info["round"] != INITIAL or not given], run.reference, run.labels)
+
+
+def _extend(run: Run) -> None:
+    """Takes up the last round again if it acquired nothing only because of a limit that has been raised since."""
+    records = run.store.records()
+    last = len(records) - 1
+    if (
+        not records
+        or "n_selected" in records[last]["metrics"]
+        or is_last(run.cfg, last, len(run.store.structures(last)))
+    ):
+        return
+    run.store.reopen(last)
+    batch = run.cfg.learning.batch_size
+    before = records[last - 1]["metrics"]["n_selected"] if last else batch
+    if before < batch:
+        log.warning(
+            "round %d acquired %d structures, perhaps because of the limit then; a run with the present "
+            "learning.max_structures from its start could have acquired learning.batch_size=%d, and differs",
+            *(last - 1, before, batch),
+        )
 
 
 def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     """One round, or what is left of it."""
     folder = run.store.folder(index)
     run.datamodule.set_round(index, structures)
-    model, module, uncertainty = _build(run, index)
-    perturbed = index == 0 and run.system.initial is None
-    starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
-    budget = run.cfg.learning.max_structures - len(structures)
-    final = budget <= 0 or (run.cfg.learning.max_rounds is not None and index + 1 >= run.cfg.learning.max_rounds)
-    save = partial(
-        save_potential,
-        folder.model,
-        model,
-        uncertainty,
-        model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
-        uncertainty_config=plain(run.cfg.uncertainty),
-    )
-    calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
-    calibrate = Calibrate(uncertainty, **calibration, done=save)
-    bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
-    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
-    acquire = Acquire(
-        explore,
-        uncertainty,
-        build(run.cfg, "selection"),
-        min(run.cfg.learning.batch_size, budget),
-        run.reference,
-        run.labels,
-        run.executor,
-        run.cfg.labelling.max_force,
-        folder,
-        run.seed,
-        run.progress,
-    )
-    steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
-    fit = _fit(
-        run,
-        module,
-        folder,
-        [steps, calibrate] if final else [steps, calibrate, explore, acquire],
-    )
-    metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
-    if not final:
-        metrics |= _acquisition_metrics(explore, acquire)
-        run.store.add_structures(acquire.labelled, index)
+    module, uncertainty = _build(run, index)
+    if folder.model.name not in folder.done()["files"]:
+        folder.note(folder.model, metrics=_fit(run, index, folder, module, uncertainty))
+    metrics = folder.done()["metrics"]
+    if is_last(run.cfg, index, len(structures)):
+        folder.drop(folder.stages[1:])  # of an acquisition that another limit had begun
+    else:
+        # what explores is what was saved, also when nothing was interrupted
+        trained: Any = load_potential(folder.model)
+        module.model.load_state_dict(trained.model.state_dict())
+        uncertainty.load_state_dict(trained.uncertainty.state_dict())
+        metrics |= _acquire(run, index, structures, module, uncertainty)
     metrics |= round_analysis(
         run.store,
         index,
@@ -264,11 +248,28 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         frame_interval=run.exploration.frame_interval,
         dt=run.exploration.time_step,
     )
-    run.store.commit(index, {"metrics": metrics})
+    run.store.commit(index, metrics)
     _announce(run, metrics)
 
 
-def _fit(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
+def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, uncertainty: Any) -> dict[str, Any]:
+    """Trains, tests, calibrates and saves the round's potential; returns its columns of ``metrics.csv``."""
+    save = partial(
+        save_potential,
+        folder.model,
+        module.model,
+        uncertainty,
+        model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
+        uncertainty_config=plain(run.cfg.uncertainty),
+    )
+    calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
+    calibrate = Calibrate(uncertainty, **calibration, done=save)
+    steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
+    fit = _trained(run, module, folder, [steps, calibrate])
+    return _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
+
+
+def _trained(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
     """The fit of a round, with what follows it in the predict loop."""
     warm = run.cfg.learning.warm_start
     try:
@@ -291,8 +292,34 @@ def _fit(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: li
         ) from error
 
 
-def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
-    """A fresh model, its training module and its uncertainty."""
+def _acquire(
+    run: Run, index: int, structures: list[Atoms], module: PotentialModule, uncertainty: Any
+) -> dict[str, Any]:
+    """Explores, selects and labels; returns the columns of ``metrics.csv`` that tell about it."""
+    folder = run.store.folder(index)
+    perturbed = index == 0 and run.system.initial is None
+    starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
+    bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
+    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
+    acquire = Acquire(
+        explore,
+        uncertainty,
+        build(run.cfg, "selection"),
+        min(run.cfg.learning.batch_size, run.cfg.learning.max_structures - len(structures)),
+        run.reference,
+        run.labels,
+        run.executor,
+        run.cfg.labelling.max_force,
+        folder,
+        run.seed,
+        run.progress,
+    )
+    predict(run.cfg, module, run.datamodule, [explore, acquire])
+    return _acquisition_metrics(explore, acquire)
+
+
+def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
+    """The training module of a fresh model and the model's uncertainty."""
     dtype = getattr(torch, run.cfg.dtype)
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
     model = build(run.cfg, "model")(species=run.system.symbols, seed=weights).to(dtype)
@@ -301,7 +328,7 @@ def _build(run: Run, index: int) -> tuple[Any, PotentialModule, Any]:
         module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
     uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
-    return model, module, uncertainty
+    return module, uncertainty
 
 
 def _fit_metrics(run: Run, index: int, fit: Fit, calibrate: Calibrate, uncertainty: Any) -> dict[str, Any]:
@@ -333,40 +360,6 @@ def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
         "time_select_s": acquire.seconds_select,
         "time_label_s": acquire.seconds_label,
     }
-
-
-def _draw_calibration(run: Run, index: int) -> None:
-    """A round's largest atomic errors on the test set against their uncertainties, drawn once."""
-    file = run.store.figures / "calibration.png"
-    structures = run.datamodule.test_structures
-    if not structures or file.exists():
-        return
-    device = torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto")
-    trained = load_potential(run.store.folder(index).model, device=device)
-    size = run.datamodule.evaluation_batch_size
-    run.datamodule.set_round(index, run.store.structures(index))
-    calibrated = [run.datamodule.structures[i] for i in run.datamodule.valid_indices]
-    found, valid = (
-        evaluate_structures(trained.model, trained.uncertainty, part, batch_size=size)
-        for part in (structures, calibrated)
-    )
-    methods = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
-    half = half_confidence(found, valid, **methods)
-    figure = scatter_of_worst_atoms(found, methods["atomic"].alpha, half)
-    if figure is not None:
-        save_figure(figure, file)
-
-
-def _draw_errors_by_volume(run: Run, index: int) -> None:
-    """Errors on the test set against the volume, of the first and of a later round, drawn once."""
-    draw_errors_by_volume(
-        run.store,
-        sorted({0, index}),
-        run.datamodule.test_structures,
-        run.system,
-        batch_size=run.datamodule.evaluation_batch_size,
-        device=torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto"),
-    )
 
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from ubmd import records
 from ubmd.errors import InputError
-from ubmd.files import replaced
 
-__all__ = ["JobRecord", "config_digest", "finished_before", "print_summary", "read_record", "write_record"]
-
-MAY_DIFFER = ("paths", "logger", "debug")
-"""Parts of the configuration that have no say in what a run computes."""
+__all__ = ["JobRecord", "finished_before", "print_summary", "read_record", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -26,29 +21,23 @@ class JobRecord:
     attempt: str
     """Which start of a command it belongs to."""
     digest: str
-    """Of its configuration, :func:`config_digest`."""
+    """Of its configuration, :func:`~ubmd.continuation.config_digest`."""
     result: float | None = None
     """What the command returned: a force RMSE, eV/Å."""
     error: str | None = None
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Digest of a resolved configuration without the parts that have no say in the result."""
-    told = {key: value for key, value in config.items() if key not in MAY_DIFFER}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def write_record(folder: Path, record: JobRecord) -> None:
     """Puts a job's record into its folder."""
-    with replaced(folder / ".hydra" / "job.json") as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=2))
+    records.write_record(folder / ".hydra" / "job.json", asdict(record))
 
 
 def read_record(folder: Path) -> JobRecord | None:
     """The record in a job's folder; None without one, or with one that cannot be read."""
     try:
-        return JobRecord(**json.loads((folder / ".hydra" / "job.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        content = records.read_record(folder / ".hydra" / "job.json", sealed=True)
+        return None if content is None else JobRecord(**content)
+    except (OSError, InputError, TypeError):
         return None
 
 

@@ -211,13 +211,15 @@ def run_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     config = {str(key): value for key, value in config.items()}
     store = RoundStore(folder / "run")
     store.open(config)
+    store.add_initial(frames("Cu", 2, periodic=True))
     metrics = [dict.fromkeys(COLUMNS, 0.5) | {"round": index, "n_train": 7 + index, "n_valid": 1} for index in (0, 1)]
     for index, row in enumerate(metrics):
-        store.add_structures(frames("Cu", 2, periodic=True), index)
-        store.commit(index, {"metrics": row | {"n_selected": None if index else 4}})
+        write_structures(store.folder(index).labelled, frames("Cu", 2, periodic=True))
+        store.commit(index, row | {"n_selected": None if index else 4})
     write_metrics(store.path / "metrics.csv", metrics)
-    names = ("config.yaml", "provenance.json", "metrics.csv", "dataset.extxyz", "rounds/000/round.json")
-    files = {name: (store.path / name).read_bytes() for name in (*names, "rounds/001/round.json")}
+    names = ["config.yaml", "provenance.json", "run.json", "metrics.csv", "initial.extxyz", "dataset.extxyz"]
+    names += [f"rounds/{index:03d}/{name}" for index in (0, 1) for name in ("round.json", "labelled.extxyz")]
+    files = {name: (store.path / name).read_bytes() for name in names}
     return files, config
 
 
@@ -244,7 +246,7 @@ def take_run(made: tuple[Path, dict[str, Any]]) -> None:
     if found.runs:
         compare_runs(found.runs)
     store = RoundStore(path)
-    store.open(config, ignore=("paths",))
+    store.open(config)
     store.records()
     store.structures(2)
 

@@ -107,7 +107,7 @@ def test_from_structures_to_a_trajectory(here: Path, capsys: pytest.CaptureFixtu
     assert shown.count("reached the step limit") == 3
     assert "12 frames in" in shown
     kept = {"config.yaml", "provenance.json", "ubmd.log", "trajectory.h5", "trajectory.extxyz"}
-    assert {file.name for file in run.iterdir()} - {".hydra"} == kept
+    assert {file.name for file in run.iterdir()} - {".hydra", "run.json", "run.lock"} == kept
 
 
 def test_twice_is_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ubmd.reference.base import NOT_OF_LABELS
+from ubmd.continuation import MAY_DIFFER
 
 __all__ = [
     "METRICS",
@@ -30,7 +30,7 @@ __all__ = [
 
 Row = Mapping[str, float | int | None]
 
-SAME_FOR_ALL = ("seed", "name", "paths", "logger", "debug", "hydra", "provenance", *NOT_OF_LABELS)
+SAME_FOR_ALL = ("seed", "name", "hydra", "provenance", *MAY_DIFFER)
 """Parts of a configuration that make no setting of their own."""
 
 

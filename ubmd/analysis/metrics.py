@@ -75,11 +75,16 @@ def read_metrics(path: str | Path) -> list[dict[str, float | int | None]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"metrics is {path}, which is not a file; give the metrics.csv of a run")
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); restore it") from error
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]!r}; give a metrics.csv that a run has written")
+    if len(set(header)) < len(header):
+        raise InputError(f"{path} names a column twice; give a metrics.csv that a run has written")
     rows = []
     for number, line in enumerate(lines, start=2):
         if len(line) != len(header):

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from ubmd.callbacks.explore import Explore
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import GrowingDataModule
-from ubmd.data.io import read_labelled, read_structures, write_structures
+from ubmd.data.io import read_structures, write_structures
 from ubmd.dynamics.exploration import frames_to_atoms
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
@@ -89,7 +89,6 @@ class Acquire(Callback):
         self.n_candidates = 0
         self.n_selected = 0
         self.n_rejected = 0
-        self.labelled: list[Atoms] = []
         self.seconds_select = 0.0
         self.seconds_label = 0.0
 
@@ -101,6 +100,7 @@ class Acquire(Callback):
         if not self.folder.selected.exists():
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
             write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
+            self.folder.note(self.folder.selected)
         # the file is the truth: labels belong to the coordinates as they are written
         whole = self.folder.selected.stat().st_size > 0
         selected = read_structures(self.folder.selected, report=False) if whole else []
@@ -136,8 +136,8 @@ class Acquire(Callback):
         started = time.perf_counter()
         if self.folder.labelled.exists():  # what broke off then is not another matter of luck now
             whole = self.folder.labelled.stat().st_size > 0
-            self.labelled = read_labelled(self.folder.labelled, report=False) if whole else []
-            self.n_rejected = len(selected) - len(self.labelled)
+            n_labelled = len(read_structures(self.folder.labelled, report=False)) if whole else 0
+            self.n_rejected = len(selected) - n_labelled
             return
         report = label_with_progress(
             selected,
@@ -153,5 +153,5 @@ class Acquire(Callback):
             log.warning("rejected: walker %d, step %d: %s", walker, step, reason)
         self.n_rejected = len(report.rejected) + len(report.failed)
         write_structures(self.folder.labelled, report.labelled)
-        self.labelled = read_labelled(self.folder.labelled, report=False) if report.labelled else []
+        self.folder.note(self.folder.labelled)
         self.seconds_label = time.perf_counter() - started

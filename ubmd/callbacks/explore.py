@@ -51,6 +51,7 @@ class Explore(Callback):
         started = time.perf_counter()
         if not self.folder.trajectory.exists():
             write_trajectory(self.folder.trajectory, self._run(pl_module))
+            self.folder.note(self.folder.trajectory)
         # what later stages see is what is in the file, also when nothing was interrupted
         self.result = read_trajectory(self.folder.trajectory)
         self.seconds = time.perf_counter() - started

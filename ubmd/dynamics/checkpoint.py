@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
-from ubmd.files import replaced
+from ubmd.files import save_tensors
 from ubmd.torch_files import DamagedFileError, read_torch_file
 
 __all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 
@@ -46,23 +47,23 @@ def save_checkpoint(path: Path, run: str, values: dict[str, Any]) -> None:
         run: the run's :func:`fingerprint`.
         values: what to save.
     """
-    with replaced(path) as temporary:
-        torch.save({"version": _VERSION, "run": run, "values": values}, temporary)
+    save_tensors(path, {"version": _VERSION, "run": run, "values": values})
 
 
 def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
-    """What was saved, on the CPU, or None if there is no file.
+    """What was saved, on the CPU, or None if there is no file or a damaged one.
 
     Raises:
-        InputError: if the file is damaged or belongs to another run.
+        InputError: if the file belongs to another run.
     """
     if not path.exists():
         return None
     try:
         saved = read_torch_file(path)
         version, owner, values = saved["version"], saved["run"], saved["values"]
-    except (DamagedFileError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"checkpoint {path} cannot be read; delete it to start the walkers afresh") from error
+    except (DamagedFileError, KeyError, TypeError):
+        log.warning("%s is damaged; the walkers start afresh", path)
+        return None
     if version != _VERSION or owner != run:
         raise InputError(
             f"checkpoint {path} belongs to another run (other start, seeds, integrator, rules, "

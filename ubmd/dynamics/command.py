@@ -30,10 +30,6 @@ from ubmd.rounds import RoundStore
 
 __all__ = ["run_md", "walkers_table"]
 
-MAY_DIFFER = ("paths", "debug", "device", "potential")
-"""Parts of the configuration that a continued run need not share with its beginning; the potential is told by
-its contents."""
-
 
 def run_md(cfg: DictConfig) -> None:
     """Runs walkers to their ends, or continues those in ``cfg.paths.run``, and says how each ended.
@@ -57,16 +53,17 @@ def run_md(cfg: DictConfig) -> None:
     exploration.check_start(starts[0], "structure 0")
     folder = Path(cfg.paths.run)
     # the walkers' checkpoint cannot tell another potential or bias from its own
-    RoundStore(folder).open(plain(cfg) | {"contents": _digests(cfg, starts)}, ignore=MAY_DIFFER)
+    store = RoundStore(folder)
+    store.open(plain(cfg) | {"contents": _digests(cfg, starts)})
     with run_progress() as progress:
         file = folder / "trajectory.h5"
-        if not file.exists():
+        if not store.keeps(file):
             weights = next(trained.model.parameters())
             write_trajectory(file, _explore(cfg, exploration, potential, weights, starts, progress))
+            store.keep(file)
         result = read_trajectory(file)
         frames = folder / "trajectory.extxyz"
-        if not frames.exists():
-            write_structures(frames, frames_to_atoms(result))
+        write_structures(frames, frames_to_atoms(result))
         (folder / "walkers.pt").unlink(missing_ok=True)
         progress.console.print(walkers_table(result))
         progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import collate
 from ubmd.errors import InputError
-from ubmd.files import replaced
+from ubmd.files import save_tensors
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
@@ -89,8 +89,7 @@ def save_potential(
         "uncertainty_state": {k: v.cpu().contiguous() for k, v in uncertainty.state_dict().items()},
     }
     content["digest"] = _digest(content)
-    with replaced(Path(path)) as temporary:
-        torch.save(content, temporary)
+    save_tensors(Path(path), content)
 
 
 def load_potential(

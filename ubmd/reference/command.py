@@ -14,7 +14,7 @@ from ubmd.config import build, plain
 from ubmd.data.io import read_structures, write_structures
 from ubmd.errors import InputError
 from ubmd.progress import run_progress
-from ubmd.reference.base import NOT_OF_LABELS, Reference
+from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport, check_max_force
 from ubmd.reference.store import LabelStore
@@ -51,7 +51,7 @@ def label(cfg: DictConfig) -> None:
         atoms.info["source_index"] = number
     folder = Path(cfg.paths.run)
     # the structures need not be the same: the store tells them apart
-    RoundStore(folder).open(plain(cfg), ignore=("paths", "debug", "retry", *NOT_OF_LABELS))
+    RoundStore(folder).open(plain(cfg))
     store = LabelStore(folder / "labels.db")
     if cfg.retry:
         log.info("%d structures that could not be labelled are tried again", store.forget_failures())

@@ -275,6 +275,22 @@ def within_limit(labelled: Sequence[Atoms], max_force: float | None) -> tuple[li
     return kept, rejected
 
 
+def restore_labels(structures: Sequence[Atoms], reference: Reference, store: LabelStore) -> None:
+    """Puts labels that structures carry into a store that has lost everything; one that holds anything is left alone.
+
+    Args:
+        structures: with the labels that the reference gave them.
+        reference: under whose settings they are stored.
+        store: of the run that the structures belong to.
+    """
+    if not structures or len(store):
+        return
+    for atoms in structures:
+        label = Label(atoms.info["REF_energy"], atoms.arrays["REF_forces"], atoms.info.get("REF_stress"))
+        store.put(atoms, reference.fingerprint(), label, reference.reads, reference.versions())
+    log.warning("%s was missing or empty; the labels of %d structures were put back", store.path, len(structures))
+
+
 def with_label(atoms: Atoms, label: Label) -> Atoms:
     """Copy of a structure with its label in ``REF_`` keys.
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ class LabelStore:
             (:func:`ubmd.reference.identity.shared_fingerprint`).
 
     Raises:
-        InputError: ``path`` has another ending, or is no SQLite database.
+        InputError: ``path`` has another ending, or is no SQLite database or a damaged one.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, shared: bool = False) -> None:
@@ -64,7 +64,10 @@ class LabelStore:
         if self.path.suffix != ".db":
             raise InputError(f"path: label store {self.path} should end in .db; rename it")
         if not self._is_empty_or_sqlite():
-            raise InputError(f"path: {self.path} is not an SQLite database; move it away or choose another path")
+            raise InputError(f"path: {self.path} is not an SQLite database; {_REMEDY}")
+        fault = self._fault()
+        if fault is not None:
+            raise InputError(f"path: {self.path} is damaged ({fault}); {_REMEDY}")
 
     def get(
         self,
@@ -87,6 +90,8 @@ class LabelStore:
         if not rows:
             return None
         data = rows[0].data
+        if "sha256" in data and data["sha256"] != _checksum(data):
+            raise InputError(f"path: {self.path} holds a label that is not what was stored; {_REMEDY}")
         if versions is not None:
             self._tell_of_versions(data.get("versions") or {}, versions)
         if data["failure"] is not None:
@@ -159,6 +164,19 @@ class LabelStore:
         with self.path.open("rb") as file:
             return file.read(16) in (b"", b"SQLite format 3\x00")
 
+    def _fault(self) -> str | None:
+        """What SQLite finds wrong with the file; None for nothing."""
+        if not self.path.exists():
+            return None
+        try:
+            with closing(sqlite3.connect(self.path, timeout=20)) as connection:
+                answer = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        except sqlite3.OperationalError:
+            raise  # of a place that cannot be read, which says nothing about the contents
+        except sqlite3.DatabaseError as error:
+            return str(error)
+        return None if answer == "ok" else " ".join(answer.split())[:100]
+
     def _has_tables(self) -> bool:
         """Whether there is anything to read; ASE would create the tables when asked to read without them."""
         if not self.path.exists():
@@ -203,6 +221,21 @@ def _entry(value: object) -> str:
     return repr(array.astype("<f8").ravel().tolist()) if array.dtype.kind in "biuf" else repr(array.ravel().tolist())
 
 
+_REMEDY = (
+    "restore it, or move it away: a run then takes the labels of its structures from its other files, the others are "
+    "computed again"
+)
+
+
+def _checksum(data: Mapping[str, object]) -> str:
+    """Of what a row says, by which a number that has changed on the disk is found; SQLite has no checksums."""
+    digest = hashlib.sha256()
+    for name in ("fingerprint", "failure", "energy", "forces", "stress"):
+        value = data[name]
+        digest.update(b"%s\0" % (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
+    return digest.hexdigest()
+
+
 def _canonical(fingerprint: Mapping[str, Plain]) -> str:
     return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
 
@@ -231,7 +264,7 @@ def _row(
     }
     if isinstance(result, Failure):
         data["failure"] = result.message
-        return AtomsRow(columns), data
+        return AtomsRow(columns), data | {"sha256": _checksum(data)}
     forces = np.asarray(result.forces, dtype=np.float64)
     data |= {"energy": float(result.energy), "forces": forces}
     columns |= {
@@ -244,4 +277,4 @@ def _row(
         stress = np.asarray(result.stress, dtype=np.float64)
         data["stress"] = stress
         columns["stress"] = full_3x3_to_voigt_6_stress(stress)
-    return AtomsRow(columns), data
+    return AtomsRow(columns), data | {"sha256": _checksum(data)}

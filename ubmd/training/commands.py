@@ -25,7 +25,7 @@ from ubmd.config import build, check_device, plain
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
-from ubmd.files import replaced
+from ubmd.files import write_text
 from ubmd.models.checkpoint import check_parts, load_potential, save_potential
 from ubmd.models.gmnn import species_numbers
 from ubmd.progress import RunProgress, run_progress
@@ -51,9 +51,6 @@ __all__ = ["evaluate", "train"]
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("paths", "logger", "debug")
-"""Parts of the configuration that a continued run need not share with its beginning."""
-
 
 def train(cfg: DictConfig) -> float:
     """Fits a potential to the data set in ``cfg.data``, or continues the fit in ``cfg.paths.run``.
@@ -72,11 +69,12 @@ def train(cfg: DictConfig) -> float:
     check_device(cfg.trainer)
     job = _prepare(cfg)
     folder = Path(cfg.paths.run)
-    RoundStore(folder).open(plain(cfg) | {"contents": _digests(job.files.structures)}, ignore=MAY_DIFFER)
+    store = RoundStore(folder)
+    store.open(plain(cfg) | {"contents": _digests(job.files.structures)})
     record = folder / "metrics.json"
     loggers: list[Logger] = []
     with run_progress() as progress:
-        if not record.exists():
+        if not store.keeps(record):
             try:
                 loggers.extend(open_loggers(cfg, folder))
                 metrics = _fit(cfg, job, folder, loggers, progress)
@@ -84,6 +82,7 @@ def train(cfg: DictConfig) -> float:
             finally:
                 close_loggers(loggers)
             _write_json(record, metrics)
+            store.keep(folder / "model.ckpt", record)
         shutil.rmtree(folder / "fit", ignore_errors=True)
         metrics = json.loads(record.read_text(encoding="utf-8"))
         held_out = {name: metrics[name] for name in ("valid", "test") if name in metrics}
@@ -222,7 +221,6 @@ def evaluate(cfg: DictConfig) -> float:
             "contents": _digests({"structures": structures})
             | {"potential_sha256": hashlib.sha256(Path(cfg.potential).read_bytes()).hexdigest()}
         },
-        ignore=("paths", "debug", "device"),
     )
     with run_progress() as progress:
         with progress.stage("structures", len(structures)) as stage:
@@ -257,8 +255,7 @@ def _report(columns: dict[str, dict[str, Any]], written: str, console: Console) 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _digests(parts: dict[str, Sequence[Atoms]] | dict[str, list[Atoms]]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from ubmd.progress import RunProgress
 from ubmd.training.module import PotentialModule
 from ubmd.training.trainer_options import trainer_limits
 
-__all__ = ["Fit", "fit_and_predict", "set_up_lightning"]
+__all__ = ["Fit", "fit_and_predict", "predict", "set_up_lightning"]
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,15 @@ def _resumable(file: Path) -> Path | None:
         return file if file.exists() else None
     log.warning("%s is damaged or of another version of ubmd; the fit starts afresh", file)
     return None
+
+
+def predict(
+    cfg: DictConfig, module: PotentialModule, datamodule: GrowingDataModule, callbacks: Sequence[Callback]
+) -> None:
+    """Predicts the calibration split with the weights that the module has, for what the callbacks then do."""
+    options = {"callbacks": list(callbacks), "logger": False, "enable_checkpointing": False}
+    trainer = _trainer(cfg.trainer, **options)
+    trainer.predict(module, datamodule, return_predictions=False)
 
 
 def set_up_lightning() -> None:

@@ -19,7 +19,7 @@ __all__ = ["close_loggers", "open_loggers"]
 def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder."""
     out: list[Logger] = []
-    for config in (cfg.logger or {}).values():
+    for config in (cfg.get("logger") or {}).values():
         if config._target_.endswith("WandbLogger"):
             file = folder / "wandb_id.txt"
             if not file.exists():
