@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -143,3 +144,28 @@ def test_every_damage_is_noticed_before_hdf5_sees_it(tmp_path, found, monkeypatc
         file.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"t\.h5 is"):
             read_trajectory(file)
+
+
+def test_files_of_version_1_are_read(tmp_path, caplog):
+    """Their frames are elements and positions alone, which a line says; damage is noticed where HDF5 notices it."""
+    old = Path(__file__).parents[1] / "data" / "version_1" / "trajectory.h5"
+    with caplog.at_level("INFO"):
+        found = read_trajectory(old)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"trajectory {old} is of version 1: its frames are elements and positions alone"
+    ]
+    assert found.positions.shape == (4, 3, 3)
+    np.testing.assert_array_equal(
+        found.positions[-1, 0], [0.015510043561043881, -0.5081389751994722, -0.49754508427969496]
+    )
+    assert found.inherited == ()
+    assert [a.info["step"] for a in frames_to_atoms(found)] == [10, 20] * 2
+    write_trajectory(tmp_path / "new.h5", found)
+    assert_same(read_trajectory(tmp_path / "new.h5"), found)
+    (tmp_path / "half.h5").write_bytes(old.read_bytes()[:20000])
+    with pytest.raises(InputError, match=r"half\.h5 cannot be read"):
+        read_trajectory(tmp_path / "half.h5")
+    with h5py.File(tmp_path / "half.h5", "w") as pretender:
+        pretender.attrs["format"], pretender.attrs["version"] = "ubmd-trajectory", 2
+    with pytest.raises(InputError, match="not a ubmd-trajectory"):
+        read_trajectory(tmp_path / "half.h5")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -111,11 +113,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     path = saved(tmp_path / "model.ckpt")
     before = path.read_bytes()
 
-    def fail(content: object, file: Path) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         saved(path)
     assert path.read_bytes() == before
@@ -463,3 +464,17 @@ def test_what_is_loaded_can_be_used(tmp_path: Path) -> None:
         potential.uncertainty(potential.model, output, vectors, batch)
         loaded += 1
     assert 0 < loaded < 100
+
+
+def test_files_of_earlier_releases_predict_as_they_did() -> None:
+    """There was no digest, and shifts were float32."""
+    path = Path(__file__).parents[1] / "data" / "version_1" / "model.ckpt"
+    assert "digest" not in torch.load(path, weights_only=True)
+    loaded = load_potential(path)
+    water = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    batch = collate([water], loaded.model.cutoff)
+    prediction, vectors = Potential(loaded.model)(batch), batch.vectors()
+    atomic = loaded.uncertainty(loaded.model, loaded.model(vectors, batch), vectors, batch)[1]
+    assert prediction.energy.item() == pytest.approx(1.84268069, abs=1e-6)
+    np.testing.assert_allclose(prediction.forces[1, :2], [0.05303580, -0.02717301], rtol=1e-4)
+    np.testing.assert_allclose(atomic, [0.01364452, 0.01577259, 0.01577375], rtol=1e-4)

@@ -21,12 +21,14 @@ Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an 
     /walkers/inherited    [w]        string           JSON of what frames have of the walker's start: "arrays" by name,
                                                       "info" by key and the indices of "fixed" atoms
 
-What the potential did not predict is NaN.
+What the potential did not predict is NaN. Files of version 1 have neither a digest nor ``inherited``: damage in them is
+noticed where HDF5 notices it, and their frames are elements and positions alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,14 @@ from ubmd.files import replaced
 
 __all__ = ["read_trajectory", "write_trajectory"]
 
+log = logging.getLogger(__name__)
+
 _FORMAT, _VERSION = "ubmd-trajectory", 2
 _BLOCK = 512
 """Bytes before the HDF5 data that HDF5 leaves to its user."""
 _INHERITED = "walkers/inherited"
+_OF_HDF5 = b"\x89HDF\r\n\x1a\n"
+"""With which a file without a user block begins: one of version 1, before there were digests."""
 
 # field of Exploration -> dataset, units, type and shape; the one place where the layout is written down for the machine
 _LAYOUT: dict[str, tuple[str, str, str, str]] = {
@@ -113,19 +119,24 @@ def read_trajectory(path: Path | str) -> Exploration:
         # HDF5 itself does not end on some damaged files, so damage has to be noticed before
         with path.open("rb") as file:
             found, sealed = file.read(_BLOCK).rstrip(b"\0"), _seal(path)
-        if found != sealed:
+        version = 1 if found.startswith(_OF_HDF5) else _VERSION
+        if version == _VERSION and found != sealed:
             damaged = found.startswith(_FORMAT.encode())
             what = "is damaged, its digest is another" if damaged else f"is not a {_FORMAT} file of version {_VERSION}"
             raise InputError(f"trajectory {path} {what}; restore it or explore again")
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != _FORMAT or file.attrs.get("version") != _VERSION:
+            if file.attrs.get("format") != _FORMAT or file.attrs.get("version") != version:
                 raise InputError(f"trajectory {path} is not a {_FORMAT} file of version {_VERSION}; explore again")
             values: dict[str, Any] = {field: file[name][()] for field, (name, *_) in _LAYOUT.items()}  # pyright: ignore
             _check(values)
-            records = file[_INHERITED].asstr()[()]  # pyright: ignore
+            records = file[_INHERITED].asstr()[()] if version > 1 else ()  # pyright: ignore
             inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)  # pyright: ignore
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"trajectory {path} cannot be read: {error}") from error
+    if version == 1:
+        log.info("trajectory %s is of version 1: its frames are elements and positions alone", path)
     return Exploration(**values, inherited=inherited)
 
 
