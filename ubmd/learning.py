@@ -28,7 +28,7 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
-from ubmd.learning_checks import check_complete, check_sizes, check_trainer, trains_stress
+from ubmd.learning_checks import check_complete, check_same_method, check_sizes, check_trainer, trains_stress
 from ubmd.learning_figures import draw_calibration, draw_volume_errors
 from ubmd.limits import is_finished, is_last
 from ubmd.models.checkpoint import check_parts, load_potential, save_potential
@@ -184,6 +184,7 @@ def _label_initial(run: Run) -> None:
         title="initial labels",
     )
     known, refused = within_limit([a for a in structures if is_labelled(a)], run.cfg.labelling.max_force)
+    _compare_given(run, known)
     reasons = [reason for _, reason in [*refused, *report.rejected, *report.failed]]
     for reason in reasons:
         log.warning("initial structure rejected: %s", reason)
@@ -194,6 +195,25 @@ def _label_initial(run: Run) -> None:
             f"({reasons[0]}); check reference, system.displacement and labelling.max_force"
         )
     run.store.add_initial(labelled)
+
+
+def _compare_given(run: Run, given: list[Atoms]) -> None:
+    """Has the first structure that came with a label labelled too, since one data set must be of one method."""
+    if not given:
+        return
+    report = label_with_progress(
+        given[:1],
+        run.reference,
+        run.labels,
+        executor=run.executor,
+        max_force=None,
+        progress=run.progress,
+        title="label to compare",
+    )
+    for computed in report.labelled:
+        check_same_method(given[0], computed, len(given))
+    for _, reason in report.failed:
+        log.warning("labels of system.initial are taken as the reference's, which could not label one: %s", reason)
 
 
 def _restore_labels(run: Run) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ase import Atoms
 from omegaconf import DictConfig
 
 from ubmd.data.datamodule import GrowingDataModule
@@ -21,7 +23,12 @@ from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
 log = logging.getLogger(__name__)
 
-__all__ = ["check_complete", "check_sizes", "check_trainer", "trains_stress"]
+__all__ = ["check_complete", "check_same_method", "check_sizes", "check_trainer", "trains_stress"]
+
+SAME_ENERGY = 0.01
+"""eV/atom; two computations by one method, with other settings of their convergence, differ by less."""
+SAME_FORCE = 0.1
+"""eV/Å."""
 
 
 def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
@@ -122,3 +129,25 @@ def check_complete(cfg: DictConfig, last: Mapping[str, Any], n_structures: int, 
         f"learning.max_structures={cfg.learning.max_structures}; to go on from its labels, start a run of another name "
         f"with system.initial={dataset} and {remedy}"
     )
+
+
+def check_same_method(given: Atoms, computed: Atoms, n_given: int) -> None:
+    """Refuses labels of another method than the reference's, told by a structure that both have labelled.
+
+    Args:
+        given: a structure of ``system.initial`` with the label that it came with.
+        computed: the same structure, labelled by the reference.
+        n_given: number of structures that came with labels, for the message.
+
+    Raises:
+        InputError: energies differ by more than 10 meV/atom, or a force by more than 0.1 eV/Å.
+    """
+    energies = [a.info["REF_energy"] for a in (given, computed)]
+    force = np.linalg.norm(given.arrays["REF_forces"] - computed.arrays["REF_forces"], axis=1).max()
+    if abs(energies[0] - energies[1]) > SAME_ENERGY * len(given) or force > SAME_FORCE:
+        raise InputError(
+            f"system.initial: a label of another method: {energies[0]:.4f} eV in the file, {energies[1]:.4f} eV by the "
+            f"reference, and forces that differ by up to {force:.3f} eV/Å; choose the reference that the file was "
+            f"labelled with, or remove the labels of its {n_given} structures"
+        )
+    log.info("system.initial: %d structures keep their labels; the reference agrees with the first", n_given)
