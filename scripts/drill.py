@@ -1,8 +1,9 @@
-"""Drills: runs killed at random moments, damaged files, hours of small runs.
+"""Drills: runs killed at random moments, damaged files, hours of small runs, full disks.
 
     python scripts/drill.py kills [--kills 60] [--terms 20] [--seed 0]
     python scripts/drill.py fuzz [--inputs 100000] [--seed 0]
     python scripts/drill.py soak [--minutes 120]
+    python scripts/drill.py disks [--sizes 16] [--others 3] (as root)
 
 Each prints a table and one line of figures; the exit code is 1 if something that has to hold did not.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from drills import fuzz, kills, soak
+from drills import disks, fuzz, kills, soak
 
-DRILLS = {"kills": kills, "fuzz": fuzz, "soak": soak}
+DRILLS = {"kills": kills, "fuzz": fuzz, "soak": soak, "disks": disks}
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase import Atoms
 from ase.build import molecule
@@ -273,3 +274,25 @@ def test_metrics_of_other_kinds(store: RoundStore) -> None:
     assert row["coverage"] is None
     assert row["my_number"] == 1.5
     assert list(row) == [*COLUMNS, "my_number"]
+
+
+def test_other_versions_and_threads_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CONFIG | {"trainer": {"accelerator": "cpu"}}
+    RoundStore(tmp_path).open(config)
+    file = tmp_path / "provenance.json"
+    written = json.loads(file.read_text())
+    assert (written["threads"], written["device"]) == (torch.get_num_threads(), "cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    file.write_text(json.dumps(written | {"torch": "1.0", "platform": "elsewhere"}))
+    for _ in range(2):
+        RoundStore(tmp_path).open(config)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"was computed with torch 1.0 (now {torch.__version__}), threads {written['threads']} (now 77); " in line
+    assert "only up to rounding" in line
+    (change,) = json.loads(file.read_text())["changes"]
+    assert (change["versions"]["threads"], change["settings"]) == (77, {})
+    file.write_text("{")
+    RoundStore(tmp_path).open(config)
+    assert json.loads(file.read_text())["threads"] == 77

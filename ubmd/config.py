@@ -316,6 +316,22 @@ def provenance() -> dict[str, str | None]:
     }
 
 
+def circumstances(cfg: Mapping[str, Any]) -> dict[str, str | int | None]:
+    """:func:`provenance`, and for a configuration that says where torch computes: CPU threads and the device."""
+    wanted = cfg["device"] if "device" in cfg else (cfg.get("trainer") or {}).get("accelerator")
+    if wanted is None:
+        return {**provenance()}
+    import torch
+
+    if "cpu" in str(wanted):
+        device = "cpu"
+    elif torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    return {**provenance(), "threads": torch.get_num_threads(), "device": device}
+
+
 def _git_hash() -> str | None:
     root = Path(ubmd.__file__).resolve().parents[1]
     if not (root / ".git").exists():  # never the commit of some other repository around an installed package

@@ -48,9 +48,6 @@ def repair(store: RoundStore) -> None:
     if n_rounds and not is_metrics(store):
         log.warning("%s is missing or damaged; made again from the records of the rounds", store.path / "metrics.csv")
         write_metrics(store.path / "metrics.csv", [record["metrics"] for record in store.records()])
-    if not is_json(store.path / "provenance.json"):
-        log.warning("%s is missing or damaged; written anew with the versions of now", store.path / "provenance.json")
-        store.write_provenance()
 
 
 def _repair_record(store: RoundStore) -> None:

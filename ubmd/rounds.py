@@ -14,12 +14,12 @@ import yaml
 from ase import Atoms
 
 from ubmd.analysis.metrics import write_metrics
-from ubmd.config import provenance
+from ubmd.config import circumstances
 from ubmd.continuation import MAY_GROW, NOT_CHECKED, config_digest, differences, read_config
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.files import write_text
-from ubmd.integrity import repair
+from ubmd.integrity import is_json, repair
 from ubmd.records import checksums, read_record, write_record
 from ubmd.round_folder import INITIAL, RoundFolder
 
@@ -52,12 +52,13 @@ class RoundStore:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._is_begun():
-            self.write_provenance()
+            write_text(self.path / "provenance.json", json.dumps(circumstances(config), indent=2))
             write_record(self.record, {"config": config_digest(config, leave_out=NOT_CHECKED), "files": {}})
             write_text(self.path / "config.yaml", _as_yaml(config))
             return
-        self._compare(config)
+        grown = self._compare(config)
         repair(self)
+        self._tell_changes(config, grown)
         self._tidy(len(self.records()))
 
     @property
@@ -70,10 +71,6 @@ class RoundStore:
         content = read_record(self.record) or {}
         write_record(self.record, content | {"files": content.get("files", {}) | checksums(*paths)})
 
-    def write_provenance(self) -> None:
-        """Writes the versions of now into ``provenance.json``."""
-        write_text(self.path / "provenance.json", json.dumps(provenance(), indent=2))
-
     def keeps(self, path: Path) -> bool:
         """Whether :meth:`keep` was given a file, so that it is finished."""
         return path.name in (read_record(self.record) or {}).get("files", {})
@@ -83,8 +80,12 @@ class RoundStore:
         marks = (self.path / "config.yaml", self.record, self.initial, self.round(0).record)
         return any(mark.exists() for mark in marks)
 
-    def _compare(self, config: Mapping[str, Any]) -> None:
-        """Raises InputError for another configuration; writes the present one if the file was damaged or has grown."""
+    def _compare(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Raises InputError for another configuration; writes the present one if the file was damaged or has grown.
+
+        Returns:
+            the limits that have grown, by key: the value before, and now.
+        """
         file, known = self.path / "config.yaml", self.config_checksum()
         same = None if known is None else known == config_digest(config, leave_out=NOT_CHECKED)
         self._check_limits(config)
@@ -102,7 +103,7 @@ class RoundStore:
                 )
             log.warning("%s; written anew, since the configuration given now is the run's", fault)
             write_text(file, _as_yaml(config))
-            return
+            return {}
         different = differences(before, config)
         grown = {key: different.pop(key) for key in MAY_GROW if key in different}
         if different:
@@ -112,8 +113,8 @@ class RoundStore:
                 "restore that setting, choose another name=... or remove the folder"
             )
         if grown:
-            self._record_change(grown)
             write_text(file, _as_yaml(config))
+        return grown
 
     def config_checksum(self) -> str | None:
         """That of the configuration with which the run began; None if it is not known."""
@@ -143,21 +144,31 @@ class RoundStore:
                 f"least {n}, or choose another name=..."
             )
 
-    def _record_change(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
-        """Adds to ``provenance.json`` that the run went on with another limit."""
-        file = self.path / "provenance.json"
-        try:
+    def _tell_changes(self, config: Mapping[str, Any], grown: Mapping[str, tuple[Any, Any]]) -> None:
+        """Says with what other limits, versions and machine the run goes on, and adds it to ``provenance.json``."""
+        file, now = self.path / "provenance.json", circumstances(config)
+        if is_json(file):
             told = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            told = None
-        told = told if isinstance(told, dict) else provenance()
+        else:
+            log.warning("%s is missing or damaged; written anew with the versions of now", file)
+            told = dict(now)
+            write_text(file, json.dumps(told, indent=2))
         changes = told.get("changes")
         changes = changes if isinstance(changes, list) else []
-        now = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "versions": provenance()}
-        now["settings"] = {key: {"before": old, "now": new} for key, (old, new) in changed.items()}
-        write_text(file, json.dumps(told | {"changes": [*changes, now]}, indent=2))
-        for key, (old, new) in changed.items():
+        before = changes[-1] if changes else {}
+        before = before.get("versions") if isinstance(before, dict) else None
+        before = before if isinstance(before, dict) else told
+        other = [key for key in now if key != "platform" and key in before and before[key] != now[key]]
+        if not grown and not other:
+            return
+        change = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "versions": now}
+        change["settings"] = {key: {"before": old, "now": new} for key, (old, new) in grown.items()}
+        write_text(file, json.dumps(told | {"changes": [*changes, change]}, indent=2))
+        for key, (old, new) in grown.items():
             log.info("%s: continues with %s=%s, which was %s", self.path, key, new, old)
+        if other:
+            text = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in other)
+            log.warning("%s was computed with %s; results agree only up to rounding from here on", self.path, text)
 
     def folder(self, index: int) -> RoundFolder:
         """The folder of a round, created if need be."""

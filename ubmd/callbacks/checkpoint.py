@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ubmd import interruption
-from ubmd.files import replaced
+from ubmd.files import save_tensors
 
 __all__ = ["FitCheckpoint", "WholeFiles", "is_resumable"]
 
@@ -27,8 +27,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints that are whole or not there, also if the process is killed in the midst."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with replaced(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        save_tensors(Path(path), checkpoint)
 
 
 class FitCheckpoint(Callback):

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,15 @@ _LAYOUT: dict[str, tuple[str, str, str, str]] = {
 
 def write_trajectory(path: Path | str, exploration: Exploration) -> None:
     """Writes ``exploration`` to ``path``, whole or not at all; an existing file is replaced."""
+    buffer = BytesIO()
+    _write(buffer, exploration)  # on a full disk HDF5 itself says neither that nor where
     with replaced(Path(path)) as temporary:
-        _write(temporary, exploration)
+        temporary.write_bytes(buffer.getbuffer())
         seal(temporary)
 
 
-def _write(path: Path, exploration: Exploration) -> None:
-    with h5py.File(path, "w", userblock_size=_BLOCK) as file:
+def _write(buffer: BytesIO, exploration: Exploration) -> None:
+    with h5py.File(buffer, "w", userblock_size=_BLOCK) as file:
         file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
         for field, (name, unit, _, _) in _LAYOUT.items():
             values: np.ndarray = getattr(exploration, field)

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from ubmd.config import plain, provenance
+from ubmd.files import write_text
 
 __all__ = ["close_loggers", "open_loggers"]
 
@@ -23,7 +24,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
         if config._target_.endswith("WandbLogger"):
             file = folder / "wandb_id.txt"
             if not file.exists():
-                file.write_text(secrets.token_hex(4))
+                write_text(file, secrets.token_hex(4))
             if config.get("offline"):
                 # wandb's remarks are about syncing, which an offline run does later
                 os.environ.setdefault("WANDB_SILENT", "true")

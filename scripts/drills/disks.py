@@ -1,0 +1,193 @@
+"""Commands on disks that fill up at many points, then continued with more space.
+
+Needs root, because each disk is mounted: a tmpfs as large as the run may become. The processes are forked from one that
+has imported everything, so that their start takes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PAGE = 4096
+SMALLEST = 20_000
+"""Bytes of the smallest disk."""
+ROOMY = "256M"
+MODEL = ("model=gmnn_small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8]", "data.batch_size=4")
+FIT = ("trainer.max_epochs=-1", "trainer.max_steps=30", "trainer.check_val_every_n_epoch=3")
+DYNAMICS = (
+    *("dynamics.n_walkers=2", "dynamics.frame_interval=5", "dynamics.checkpoint_interval=10"),
+    *("dynamics.stopping.max_steps=40", "dynamics.stopping.uncertainty_threshold=1000", "dynamics.integrator.dt=0.5"),
+)
+EMT = "reference.calculator._target_=ase.calculators.emt.EMT"
+LEARN = (
+    *("learn", EMT, *MODEL, *FIT, *DYNAMICS, "labelling.max_force=50", "bias.window=10", "threads=1"),
+    *("system.n_initial=4", "learning.batch_size=3", "learning.max_structures=100", "learning.max_rounds=3"),
+    *("learning.checkpoint_epochs=4", "uncertainty=posterior_small", "uncertainty.features.n_projections=8"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", type=int, default=16, help="disks for ubmd learn")
+    parser.add_argument("--others", type=int, default=3, help="disks for each of the other commands")
+    parser.add_argument("--logger", default="csv", choices=["csv", "wandb", "both"])
+
+
+def run(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        print("disks: only root can mount them", file=sys.stderr)
+        return 1
+    for name in ("ubmd.app", "ubmd.learning", "ubmd.training.commands", "ubmd.dynamics.command", "ase.calculators.emt"):
+        importlib.import_module(name)
+    folder = Path(tempfile.mkdtemp(prefix="ubmd-disks-"))
+    os.environ |= {"UBMD_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
+    table = Table(title="disks that fill up")
+    for column in ("command", "disk / kB", "code", "what it said", "faults"):
+        table.add_column(column, overflow="fold")
+    n_full = n_faults = 0
+    try:
+        for command, n_sizes in commands(folder, options):
+            for size, code, said, faults in drill(command, folder, n_sizes):
+                n_full += code != 0
+                n_faults += len(faults)
+                table.add_row(
+                    command[0], f"{size / 1000:.0f}", str(code), said.replace(str(folder), ""), "; ".join(faults)
+                )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    console = Console(width=160)
+    console.print(table)
+    console.print(f"disks: {table.row_count} drills, {n_full} on a full disk, {n_faults} faults")
+    return 1 if n_faults else 0
+
+
+def commands(folder: Path, options: argparse.Namespace) -> Iterator[tuple[list[str], int]]:
+    """The command lines, each with the number of disks; those behind the first use its undisturbed run."""
+    from ase import Atoms
+    from ase.io import write
+
+    structure = folder / "cu4.xyz"
+    write(structure, Atoms("Cu4", [[0, 0, 0], [2.4, 0, 0], [1.2, 2.1, 0], [1.2, 0.7, 2.0]]), format="extxyz")
+    yield [*LEARN, f"system.structure={structure}", f"logger={options.logger}"], options.sizes
+    done = shutil.copytree(folder / "undisturbed-learn", folder / "done")
+    data, potential = done / "dataset.extxyz", done / "rounds/002/model.ckpt"
+    yield ["train", f"data.train={data}", *MODEL, *FIT, f"logger={options.logger}"], options.others
+    yield ["md", f"potential={potential}", f"system.structure={structure}", *DYNAMICS], options.others
+    yield ["label", f"structures={data}", EMT, "labelling.max_force=50"], options.others
+
+
+def drill(command: Sequence[str], folder: Path, n_sizes: int) -> Iterator[tuple[int, int, str, list[str]]]:
+    """A command on disks of several sizes: the size, the exit code, what it said and what was wrong."""
+    from drills.compared import differences
+
+    standard = folder / f"undisturbed-{command[0]}"
+    with disk(folder / "disk", ROOMY) as place, watched(place) as used:
+        code, said = forked([*command, f"hydra.run.dir={place}/run"], folder / "output")
+        if code != 0:
+            raise RuntimeError(f"the undisturbed {command[0]} ended with {code}: {said}")
+        shutil.copytree(place / "run", standard)
+    for number in range(n_sizes):
+        size = SMALLEST + number * (used[0] - SMALLEST) // n_sizes // PAGE * PAGE
+        with disk(folder / "disk", str(size)) as place:
+            line = [*command, f"hydra.run.dir={place}/run"]
+            code, said = forked(line, folder / "output")
+            faults = [*ending_faults(code, said, place), *half_written(place)]
+            subprocess.run(["mount", "-o", f"remount,size={ROOMY}", place], check=True)
+            again, words = forked(line, folder / "output")
+            faults += [f"continued: {again} {words}"] if again else differences(place / "run", standard)
+        yield size, code, said, faults
+
+
+@contextlib.contextmanager
+def disk(place: Path, size: str) -> Iterator[Path]:
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@contextlib.contextmanager
+def watched(place: Path) -> Iterator[list[int]]:
+    """The largest number of bytes that were used on a disk, while the block runs."""
+    used, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.005):
+            state = os.statvfs(place)
+            used[0] = max(used[0], (state.f_blocks - state.f_bfree) * state.f_frsize)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield used
+    finally:
+        ended.set()
+        thread.join()
+
+
+def forked(command: Sequence[str], output: Path) -> tuple[int, str]:
+    """Exit code and standard error of ``ubmd`` in a fork of this process."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            for number in (1, 2):
+                os.dup2(os.open(f"{output}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            from ubmd.cli import main
+
+            code = main(list(command))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    started = time.monotonic()
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        time.sleep(0.02)
+        if time.monotonic() - started > 300:
+            os.kill(pid, 9)
+    return os.waitstatus_to_exitcode(ended[1]), Path(f"{output}.2").read_text(errors="replace").strip()
+
+
+def ending_faults(code: int, said: str, place: Path) -> list[str]:
+    """What is wrong with the end of a command on a full disk; one that had enough has none."""
+    if code == 0:
+        return []
+    faults = [] if code == 2 else [f"exit code {code}"]
+    faults += ["traceback"] if "Traceback" in said else []
+    last = said.splitlines()[-1] if said else ""
+    if "no space left" not in last.lower() or str(place) not in last:
+        faults.append("no sentence with the place")
+    return faults
+
+
+def half_written(place: Path) -> list[str]:
+    """Files that are left over or that cannot be read."""
+    from drills.compared import READERS
+    from ubmd.files import leftovers
+
+    faults = [f"{path.name} is left" for path in leftovers(place)]
+    for path in place.rglob("*.*"):
+        if path.suffix in READERS and path.is_file() and "csv" not in path.parts and "wandb" not in path.parts:
+            try:
+                READERS[path.suffix](path)
+            except Exception as error:  # whatever the reader says of half a file
+                faults.append(f"{path.name} is half-written ({error!r})")
+    return faults
