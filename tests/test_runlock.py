@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -80,9 +81,25 @@ def test_a_folder_is_released_and_stays_usable(tmp_path: Path, caplog: pytest.Lo
     assert caplog.text == ""
 
 
-def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on "), held(tmp_path):
-        pass
+def test_another_thread_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    def enter() -> None:
+        with held(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with held(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on "):
+            pool.submit(enter).result()
+        pool.submit(enter).result()
+
+
+def test_a_block_inside_a_block_holds_nothing_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with held(tmp_path / "run"):
+        with held(tmp_path / "link"):
+            pass
+        assert holder(tmp_path / "run") is not None
+    assert holder(tmp_path / "run") is None
 
 
 ME = runlock._myself()

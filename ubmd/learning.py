@@ -39,6 +39,7 @@ from ubmd.reference.labelling import restore_labels, within_limit
 from ubmd.reference.store import LabelStore
 from ubmd.round_folder import INITIAL, RoundFolder
 from ubmd.rounds import RoundStore
+from ubmd.runlock import held
 from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
@@ -89,7 +90,7 @@ def learn(cfg: DictConfig) -> float | None:
     loggers: list[Logger] = []
     with run_progress() as progress, ExitStack() as stack:
         try:
-            run = _prepare(cfg, progress, loggers)
+            run = _prepare(cfg, progress, loggers, stack)
             stack.enter_context(run.executor)
             run = _relaxed(run)
             _label_initial(run)
@@ -113,8 +114,8 @@ def learn(cfg: DictConfig) -> float | None:
     return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
 
 
-def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> Run:
-    """Builds what outlives a round, cheapest checks first; ``loggers`` is filled in place so that it can be closed."""
+def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack: ExitStack) -> Run:
+    """Builds what outlives a round, cheapest checks first; ``loggers`` and ``stack`` take what is to be closed."""
     system: System = build(cfg, "system")
     exploration: Explorer = build(cfg, "dynamics")
     check_sizes(cfg, system, exploration)
@@ -143,6 +144,8 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger]) -> R
     )
     check_trainer(cfg, system, datamodule)
     store = RoundStore(cfg.paths.run)
+    store.path.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(held(store.path))
     store.open(plain(cfg))
     loggers.extend(open_loggers(cfg, store.path))
     labels = LabelStore(store.path / "labels.db")

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,12 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 """In a run's folder. It stays there, empty, when nobody holds the folder."""
+
+
+_EXITING = 0x4
+"""PF_EXITING of Linux, among the flags of a process."""
+_OURS: ContextVar[frozenset[Path]] = ContextVar("_OURS", default=frozenset())
+"""Folders that an outer block of this thread holds."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class Holder:
 def held(folder: Path) -> Iterator[None]:
     """Holds a run's folder while the block runs, and clears what killed processes left half-written.
 
+    Inside another such block of the same thread it does nothing, so that a command and the function behind it, which
+    notebooks call as well, can both ask for it.
+
     The lock of the file system ends with the process, however that ends. What is written into the file tells others
     who holds it; it counts alone where the file system has no locks, and for processes on other machines, of which
     nobody here can say whether they still run.
@@ -54,6 +64,9 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the folder, or did so on another machine.
     """
+    if folder.resolve() in _OURS.get():
+        yield
+        return
     path = folder / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
@@ -66,10 +79,12 @@ def held(folder: Path) -> Iterator[None]:
         if before is not None:
             _take_over(folder, before)
         _write(descriptor, _myself())
+        token = _OURS.set(_OURS.get() | {folder.resolve()})
         try:
             remove_leftovers(folder)
             yield
         finally:
+            _OURS.reset(token)
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
@@ -157,7 +172,8 @@ def _started(pid: int) -> int:
     """When a process was started, by which another one that got its number later is told from it; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return 0 if fields[0] in "ZX" else int(fields[19])
+        ending = fields[0] in "ZX" or int(fields[6]) & _EXITING  # it has lost its locks, but not yet its number
+        return 0 if ending else int(fields[19])
     except (OSError, ValueError, IndexError):
         return 0
 
