@@ -28,7 +28,14 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
-from ubmd.learning_checks import check_complete, check_same_method, check_sizes, check_trainer, trains_stress
+from ubmd.learning_checks import (
+    check_complete,
+    check_same_method,
+    check_sizes,
+    check_test,
+    check_trainer,
+    trains_stress,
+)
 from ubmd.learning_figures import draw_calibration, draw_volume_errors
 from ubmd.limits import is_finished, is_last
 from ubmd.models.checkpoint import check_parts, load_potential, save_potential
@@ -142,6 +149,7 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stac
         seed=cfg.seed,
         members=model.n_members,
     )
+    check_test(cfg, system, datamodule.test_structures)
     check_trainer(cfg, system, datamodule)
     store = RoundStore(cfg.paths.run)
     store.path.mkdir(parents=True, exist_ok=True)
@@ -175,7 +183,7 @@ def _label_initial(run: Run) -> None:
     structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB), run.reference.reads)
     unknown = [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
-        # labels belong to the coordinates as the data set's file holds them
+        # files hold all digits, but labels of earlier versions belong to structures of as many
         atoms.positions = atoms.positions.round(8)
     report = label_with_progress(
         unknown,

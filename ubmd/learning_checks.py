@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ase import Atoms
 from omegaconf import DictConfig
 
 from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.electronic import stated
 from ubmd.data.labels import has_stress, is_labelled
 from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
@@ -23,7 +24,7 @@ from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
 log = logging.getLogger(__name__)
 
-__all__ = ["check_complete", "check_same_method", "check_sizes", "check_trainer", "trains_stress"]
+__all__ = ["check_complete", "check_same_method", "check_sizes", "check_test", "check_trainer", "trains_stress"]
 
 SAME_ENERGY = 0.01
 """eV/atom; two computations by one method, with other settings of their convergence, differ by less."""
@@ -56,6 +57,34 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
     if weight > 0 and lacking:
         log.warning("stress is trained on where there is one: %d labels of system.initial have none", lacking)
     return weight > 0
+
+
+def check_test(cfg: DictConfig, system: System, test: Sequence[Atoms]) -> None:
+    """Refuses test structures of another charge or multiplicity, whose labels are of another potential.
+
+    Raises:
+        InputError: naming the structure and what it states.
+    """
+    own, options = stated(system.atoms), cfg.reference
+    charge = own.charge if own.charge is not None else options.get("charge") or 0
+    multiplicity = None if own.unpaired is None else own.unpaired + 1
+    if system.atoms.pbc.any():  # moments of a crystal's atoms are first guesses
+        multiplicity = None
+    multiplicity = multiplicity or options.get("multiplicity")
+    silent = 0
+    for number, atoms in enumerate(test):
+        found = stated(atoms)
+        silent += bool(charge and found.charge is None)
+        differs = ""
+        if found.charge is not None and abs(found.charge - charge) > 0.01:
+            differs = f"the charge {found.charge:g}, the system {charge:g}"
+        same_atoms = sorted(atoms.numbers) == sorted(system.atoms.numbers)
+        if same_atoms and multiplicity and found.unpaired is not None and abs(found.unpaired + 1 - multiplicity) > 0.01:
+            differs = f"the multiplicity {found.unpaired + 1:g}, the system {multiplicity:g}"
+        if differs:
+            raise InputError(f"structure {number} of data.test has {differs}; test with structures of the same state")
+    if silent:
+        log.warning("data.test: %d structures state no charge; it is taken for that of the system, %g", silent, charge)
 
 
 def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:

@@ -317,3 +317,29 @@ def test_foreign_elements() -> None:
     with pytest.raises(InputError, match=message) as error:
         check_species([molecule("CH4"), molecule("H2O")], ["H", "C"], "data.test")
     one_sentence(error)
+
+
+@pytest.mark.parametrize(("distance", "told"), [(900.0, False), (1500.0, True)])
+def test_atoms_far_from_the_origin_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, distance: float, told: bool
+) -> None:
+    far = water()
+    far.positions += [0, -distance, 0]
+    write_structures(tmp_path / "far.extxyz", [water(), far])
+    read_structures(tmp_path / "far.extxyz")
+    assert ("atoms are 1501 Å from the origin, where positions in float32 are exact to 1e-04 Å" in caplog.text) == told
+    assert bool(caplog.records) == told
+
+
+def test_sites_that_are_occupied_in_part(tmp_path: Path) -> None:
+    """The same file with whole sites is read."""
+    cell = "\n".join(f"_cell_length_{a} 3.6" for a in "abc") + "\n"
+    cell += "\n".join(f"_cell_angle_{a} 90" for a in ("alpha", "beta", "gamma"))
+    columns = ["label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"]
+    head = f"data_x\n{cell}\nloop_\n" + "".join(f"_atom_site_{name}\n" for name in columns)
+    path = tmp_path / "alloy.cif"
+    path.write_text(f"{head}Cu1 Cu 0 0 0 0.5\nZn1 Zn 0 0 0 0.5\n")
+    with pytest.raises(InputError, match=r"structure 0 of .* has a site that Cu occupies to 0\.5, an average"):
+        read_structures(path)
+    path.write_text(f"{head}Cu1 Cu 0 0 0 1.0\nZn1 Zn 0.5 0.5 0.5 1.0\n")
+    assert read_structures(path)[0].get_chemical_formula() == "CuZn"

@@ -134,3 +134,19 @@ def test_zero_forces_of_fixed_atoms_are_told(tmp_path: Path, caplog: pytest.LogC
     atoms.arrays["REF_forces"][:2] = 0
     read_labelled(written(tmp_path, atoms))
     assert "in 1 structures the forces of all fixed atoms are exactly zero" in caplog.text
+
+
+def test_stress_of_six_numbers_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    read_structures(written(tmp_path, own(REF_stress=np.eye(3).ravel())))
+    assert "six numbers" not in caplog.text
+    read_structures(written(tmp_path, own(REF_stress=np.arange(6.0)), own()))
+    assert "REF_stress of six numbers, in 1 structures, is read as xx yy zz yz xz xy" in caplog.text
+
+
+def test_stress_of_zeros_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    zero, one = own(REF_stress=np.zeros(9)), own(REF_stress=np.eye(3).ravel())
+    read_structures(written(tmp_path, zero, one))
+    assert not caplog.records
+    read_structures(written(tmp_path, zero, zero))
+    assert "the stress of all 2 crystals is exactly zero" in caplog.text

@@ -110,6 +110,19 @@ def test_from_structures_to_a_trajectory(here: Path, capsys: pytest.CaptureFixtu
     assert {file.name for file in run.iterdir()} - {".hydra", "run.json", "run.lock"} == kept
 
 
+def test_a_run_without_a_frame_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Repeated, it says so again; the table tells why walkers stopped."""
+    (close,) = molecules(1)
+    close.positions[1] = close.positions[0] + [0.1, 0, 0]
+    ase.io.write("close.xyz", close)
+    for _ in range(2):
+        assert md(structure="close.xyz") == 3
+        shown = capsys.readouterr()
+        assert "no walker reached its first frame, dynamics.frame_interval=10 steps" in shown.err
+        assert shown.out.count("two atoms came too close") == 3
+        assert "Traceback" not in shown.err
+
+
 def test_twice_is_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert md() == 0
     run = only(here)

@@ -83,6 +83,22 @@ def test_crystal_reaches_the_minimum_of_cell_and_atoms(tmp_path: Path) -> None:
     assert start.calc is None
 
 
+def test_a_relaxed_structure_that_was_changed_is_refused(tmp_path: Path) -> None:
+    relaxation, reference = Relaxation(tmp_path, fmax=0.1), Counting()
+    atoms = molecule("H2O")
+    found = relaxation(atoms, reference)
+    file, before = relaxation.file(atoms, reference), reference.n
+    assert "relaxation" not in found.info
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    file.write_text("".join([*lines[:2], "O 0.0 0.0 0.1 0.0 0.0 0.0\n", *lines[3:]]))
+    with pytest.raises(InputError, match="was cut or changed"):
+        relaxation(atoms, reference)
+    file.write_text(whole)
+    np.testing.assert_array_equal(relaxation(atoms, reference).positions, found.positions)
+    assert reference.n == before
+
+
 def test_molecule_keeps_its_cell(tmp_path: Path) -> None:
     atoms = molecule("H2O")
     atoms.positions[1] += 0.2

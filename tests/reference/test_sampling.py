@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -170,3 +171,34 @@ def test_hot_dynamics_visits_both_signs_of_phi():
     structures = sample_ff19sb(500, duration_ps=300.0, seed=0)
     phi = np.array([dihedral(a.positions, PHI) for a in structures])
     assert 0.02 < (phi > 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("damage", ["cut at a frame's end", "a digit", "a label", "cut within a frame", "first lost"])
+def test_a_test_set_that_was_cut_or_changed_is_refused(tmp_path, damage):
+    path = tmp_path / "test.extxyz"
+    sample = partial(sample_ff19sb, 3, duration_ps=1.0, seed=1)
+    made = cached_test_set(path, sample)
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3 * 24
+    if damage == "a digit":
+        words = lines[30].split()
+        lines[30] = " ".join([words[0], "1.25", *words[2:]]) + "\n"
+    if damage == "a label":
+        lines[25] = re.sub(r"REF_energy=\S+", "REF_energy=-1.5", lines[25])
+    kept = {"cut at a frame's end": lines[:48], "cut within a frame": lines[:60], "first lost": lines[24:]}
+    path.write_text("".join(kept.get(damage, lines)))
+    with pytest.raises(InputError, match=r"path: .*test\.extxyz was .*(changed|damaged|lost).*made anew"):
+        cached_test_set(path, sample)
+    if not damage.startswith(("cut", "first")):
+        return
+    path.unlink()
+    assert digest(cached_test_set(path, sample)) == digest(made)
+
+
+def test_a_blank_line_does_not_end_a_test_set(tmp_path):
+    path = tmp_path / "test.extxyz"
+    sample = partial(sample_ff19sb, 3, duration_ps=1.0, seed=1)
+    made = cached_test_set(path, sample)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:24], "\n", *lines[24:]]))
+    assert digest(cached_test_set(path, sample)) == digest(made)

@@ -23,8 +23,8 @@ def check_structure(atoms: Atoms, name: str) -> None:
     """Refuses a structure that no computation can be started from.
 
     Raises:
-        InputError: for no atoms, ghost atoms, coordinates that are no numbers or out of all proportion, a periodic
-            cell without volume, or coinciding atoms.
+        InputError: for no atoms, ghost atoms, coordinates that are no numbers or out of all proportion, sites that are
+            occupied in part, a periodic cell without volume, or coinciding atoms.
     """
     if len(atoms) == 0:
         raise InputError(f"{name} has no atoms")
@@ -42,12 +42,25 @@ def check_structure(atoms: Atoms, name: str) -> None:
             f"{name} has atom {int(far.argmax())} {far.max():.3g} Å from the origin, beyond the {LONGEST:g} Å up to "
             "which positions are exact; wrap it into its cell, move it to the origin or repair it"
         )
+    _check_occupancy(atoms, name)
     if atoms.pbc.any():
         _check_cell(atoms, name)
     cell = np.asarray(atoms.cell)[None] if atoms.pbc.any() else np.zeros((1, 3, 3))
     touching = neighbour_matrix(atoms.positions, cell, atoms.pbc[None], np.array([len(atoms)]), 1e-3)[1].any(axis=1)
     if touching.any():
         raise InputError(f"{name} has two atoms in the same place (atom {int(touching.argmax())}); remove one")
+
+
+def _check_occupancy(atoms: Atoms, name: str) -> None:
+    """Refuses an average of several structures, as in the CIF file of a disordered crystal."""
+    sites = atoms.info.get("occupancy")
+    for site in sites.values() if isinstance(sites, dict) else ():
+        for symbol, share in site.items() if isinstance(site, dict) else ():
+            if isinstance(share, int | float) and share < 0.999:
+                raise InputError(
+                    f"{name} has a site that {symbol} occupies to {share:g}, an average that cannot be computed; make "
+                    "an ordered structure of it"
+                )
 
 
 def _check_cell(atoms: Atoms, name: str) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.utils import string2index
 
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_FAR = 1000.0
+"""Å from the origin, beyond which single precision is worth a word."""
 
 
 def read_structures(path: str | Path, *, index: str = ":", report: bool = True) -> list[Atoms]:
@@ -53,6 +57,14 @@ def read_structures(path: str | Path, *, index: str = ":", report: bool = True) 
     for atoms, name in zip(out, names, strict=True):
         check_structure(atoms, name)
     labels = adopt_labels(out, names, path.name)
+    far = max(float(np.abs(atoms.positions).max()) for atoms in out)
+    if far > _FAR:
+        step = np.spacing(np.float32(far))
+        log.warning(
+            "%s: atoms are %.0f Å from the origin, where positions in float32 are exact to %.0e Å; move them to the "
+            "origin or use dtype=float64",
+            *(path.name, far, step),
+        )
     if report:
         how_many = "1 structure" if len(frames) == 1 else f"{len(frames)} structures"
         used = "" if len(out) == len(frames) else f", of which {len(out)} used (index {index})"

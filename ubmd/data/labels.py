@@ -78,6 +78,9 @@ def adopt_labels(frames: Sequence[Atoms], names: Sequence[str], file: str) -> st
         source = {"energy": _energy_key(results, names), "forces": "forces", "stress": "stress"}
         for atoms, found in zip(frames, results, strict=True):
             _store(atoms, found, source["energy"])
+    n_voigt = sum(np.size(atoms.info["REF_stress"]) == 6 for atoms in frames if "REF_stress" in atoms.info)
+    if any(ours) and n_voigt:
+        log.info("%s: REF_stress of six numbers, in %d structures, is read as xx yy zz yz xz xy", file, n_voigt)
     for atoms, name in zip(frames, names, strict=True):
         _check_labels(atoms, name)
     _remark(frames, file)
@@ -185,6 +188,11 @@ def _remark(frames: Sequence[Atoms], file: str) -> None:
     virials = sorted({key for atoms in frames for key in _VIRIALS if key in atoms.info})
     if virials and not any("REF_stress" in atoms.info for atoms in frames):
         log.warning("%s: %s is not read; give the stress, -virial / volume in eV/Å³, as REF_stress", file, virials[0])
+    stresses = [atoms.info["REF_stress"] for atoms in frames if has_stress(atoms)]
+    if stresses and not np.any(stresses):
+        log.warning(
+            "%s: the stress of all %d crystals is exactly zero; remove it if it was not computed", file, len(stresses)
+        )
     constrained = sum(_forces_of_fixed_atoms_are_zero(atoms) for atoms in frames)
     if constrained:
         log.warning(

@@ -22,7 +22,7 @@ from ubmd.dynamics.exploration import Exploration, frames_to_atoms
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
-from ubmd.errors import InputError
+from ubmd.errors import InputError, StoppedShort
 from ubmd.models.checkpoint import TrainedPotential, load_potential
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress, run_progress
@@ -41,6 +41,7 @@ def run_md(cfg: DictConfig) -> None:
     Raises:
         InputError: for anything wrong in the configuration, the potential or the structures, before any
             work; also if the folder holds the run of another potential, structure or setting.
+        StoppedShort: there is no frame, as every walker stopped before its first one.
     """
     _check_plain_settings(cfg)
     device = torch_device(cfg.device)
@@ -67,6 +68,12 @@ def run_md(cfg: DictConfig) -> None:
         (folder / "walkers.pt").unlink(missing_ok=True)
         progress.console.print(walkers_table(result))
         progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
+        if not result.n_frames:
+            raise StoppedShort(
+                f"no walker reached its first frame, dynamics.frame_interval={exploration.frame_interval} steps after "
+                "its start (see the table for why they stopped); lower dynamics.frame_interval, "
+                "dynamics.integrator.dt or bias.tau, or start from other structures, under another name"
+            )
 
 
 def walkers_table(exploration: Exploration) -> Table:

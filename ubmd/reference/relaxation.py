@@ -17,7 +17,7 @@ from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ubmd.data.inherit import Inherited, descendant, fixed_atoms
-from ubmd.data.io import read_labelled, write_structures
+from ubmd.data.sealed import read_sealed, write_sealed
 from ubmd.errors import InputError
 from ubmd.files import locked
 from ubmd.reference.base import Reference, ReferenceError
@@ -31,6 +31,9 @@ __all__ = ["ReferenceCalculator", "Relaxation"]
 CELL_FACTOR = 12.0
 """``exp_cell_factor`` of ASE's filter: how stiff the cell is beside the atoms. ASE's default is the number of atoms,
 with which the soft cells of large crystals hardly move."""
+
+_RECORD = "relaxation"
+"""Entry of a relaxed structure's file by which it is known."""
 
 
 class ReferenceCalculator(Calculator):
@@ -104,7 +107,8 @@ class Relaxation:
             on_step: called after each step with the number of steps and the largest force in eV/Å.
 
         Raises:
-            InputError: the reference fails, gives no stress for a crystal, or the limit of steps is reached.
+            InputError: the reference fails, gives no stress for a crystal, or the limit of steps is reached; or the
+                file of the relaxed structure was changed since it was written.
         """
         if _moves_cell(atoms) and not reference.has_stress:
             raise InputError(
@@ -117,8 +121,8 @@ class Relaxation:
                 if not file.exists():
                     store = LabelStore(Path(self.folder) / "labels.db", shared=True)
                     calculator = ReferenceCalculator(reference, store, executor)
-                    write_structures(file, [self._relaxed(atoms, calculator, on_step)])
-        return read_labelled(file, report=False)[0]
+                    write_sealed(file, [self._relaxed(atoms, calculator, on_step)], _RECORD, {"fmax": self.fmax})
+        return read_sealed(file, _RECORD)[0][0]
 
     def file(self, atoms: Atoms, reference: Reference) -> Path:
         """Where the structure that results from ``atoms`` is kept."""

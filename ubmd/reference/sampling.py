@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ubmd.data.inherit import Inherited
 from ubmd.data.io import read_structures
 from ubmd.data.perturb import perturb
+from ubmd.data.sealed import read_sealed, write_sealed
 from ubmd.errors import InputError
-from ubmd.files import locked, replaced
+from ubmd.files import locked
 from ubmd.progress import run_progress
 from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
 from ubmd.reference.base import Plain, Reference, checked_label
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
 PAPER_FRICTION_PER_PS = 0.02 * ASE_TIME_PER_FS * 1e3
 """The paper's Langevin friction, 0.02 inverse ASE time units, in 1/ps."""
 
-_DECIMALS = 8  # what extended XYZ keeps of a position in Å
+_DECIMALS = 8
+"""Of a position in Å. Files hold all digits, but labels of earlier versions belong to structures of as many."""
+
+_RECORD = "sampling"
+"""Entry of the first structure that holds the settings."""
 
 _MEANS = frozenset({"labels", "executor"})
 """Arguments of samplers that do not change what is sampled."""
@@ -57,8 +62,7 @@ def sample_ff19sb(
 
     The trajectory starts from the C7eq minimum and runs in OpenMM; recorded frames are drawn without
     replacement, in random order, so that the first structures are a sample of the whole trajectory too. The
-    centroid is the origin and positions are rounded to 1e-8 Å, so that a file in extended XYZ holds exactly
-    the labelled structures. The paper's test set: 2000 structures from 1000 ps.
+    centroid is the origin and positions are rounded to 1e-8 Å. The paper's test set: 2000 structures from 1000 ps.
 
     Args:
         n_structures: structures to draw.
@@ -200,7 +204,8 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
         The same structures whether they were sampled or read.
 
     Raises:
-        InputError: the file exists but is not one that this function made, hence is not replaced.
+        InputError: the file exists but is not one that this function made, or was cut or changed since, hence is not
+            replaced.
     """
     path = Path(path)
     settings = _settings_of(sample)
@@ -208,13 +213,13 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
         return kept
     with locked(path):
         if _kept(path, settings) is None:
-            _write(path, sample(), settings)
-    return _read(path)[0]
+            write_sealed(path, sample(), _RECORD, settings)
+    return read_sealed(path, _RECORD)[0]
 
 
 def _kept(path: Path, settings: dict[str, Plain]) -> list[Atoms] | None:
     """The structures in a file if they were sampled with these settings."""
-    structures, recorded = _read(path) if path.exists() else ([], None)
+    structures, recorded = read_sealed(path, _RECORD) if path.exists() else ([], None)
     return structures if recorded == settings else None
 
 
@@ -256,21 +261,6 @@ def _labelled(positions: NDArray[np.float64], cmap: bool) -> list[Atoms]:
     ]
 
 
-def _read(path: Path) -> tuple[list[Atoms], dict[str, Plain]]:
-    """Structures of a file and the settings recorded in it."""
-    from ase.io import iread
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            structures = list(iread(file, format="extxyz"))
-        settings = structures[0].info.pop("sampling")
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(
-            f"path: {path} is not a test set that was sampled here; move it away or choose another path"
-        ) from error
-    return structures, settings
-
-
 def _settings_of(sample: partial[list[Atoms]]) -> dict[str, Plain]:
     """The function and all of its arguments, as they come back from a file."""
     call = inspect.signature(sample.func).bind(*sample.args, **sample.keywords)
@@ -301,13 +291,3 @@ def _recorded(value: Any, *, reads: Collection[str]) -> Plain:
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(Inherited.of(value, reads).record().encode())
     return digest.hexdigest()
-
-
-def _write(path: Path, structures: list[Atoms], settings: dict[str, Plain]) -> None:
-    from ase.io.extxyz import write_extxyz
-
-    first, *rest = structures
-    first = first.copy()
-    first.info["sampling"] = settings
-    with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        write_extxyz(file, [first, *rest])
