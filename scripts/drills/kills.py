@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=60, help="SIGKILLs at least")
     parser.add_argument("--terms", type=int, default=20, help="SIGTERMs at least")
     parser.add_argument("--interrupts", type=int, default=10, help="SIGINTs at least")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which no further run is started")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--output", type=Path, default=Path("kills.jsonl"), help="a line for each signal and run")
@@ -63,10 +65,12 @@ class Drill:
     runs: int = 0
     failures: list[str] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wanted(self) -> bool:
-        return any(self.counts[name] < getattr(self.options, name) for name in SIGNALS)
+        late = time.monotonic() > self.started + 60 * self.options.minutes
+        return not late and any(self.counts[name] < getattr(self.options, name) for name in SIGNALS)
 
     def note(self, line: dict[str, Any]) -> None:
         with self.lock, self.options.output.open("a") as file:
@@ -250,6 +254,7 @@ def report(drill: Drill) -> int:
         console.print(fault, style="red", highlight=False, soft_wrap=True, markup=False)
     ended = [line for line in drill.lines if line["code"] == 0]
     equal = sum(not line["faults"] for line in ended)
+    missing = [name for name in SIGNALS if drill.counts[name] < getattr(drill.options, name)]
     count = {name: sum(name in fault for fault in drill.failures) for name in ("lost", "paid twice", "orphans", "left")}
     console.print(
         f"kills: seed {drill.options.seed}, {drill.runs} runs, "
@@ -260,4 +265,4 @@ def report(drill: Drill) -> int:
         soft_wrap=True,
         highlight=False,
     )
-    return 0 if not drill.failures and equal == drill.runs else 1
+    return 0 if not drill.failures and equal == drill.runs and not missing else 1
