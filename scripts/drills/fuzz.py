@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import mmap
 import multiprocessing
 import os
@@ -145,7 +144,6 @@ def work(name: str, seed: int, first: int, last: int, folder: Path, output: Path
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, hang)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     place, target = Place(folder / "place"), TARGETS[name]

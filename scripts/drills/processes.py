@@ -17,7 +17,7 @@ import psutil
 
 MARK = "UBMD_DRILL"
 """The environment variable by which a run's processes are recognised, whatever session they have moved to."""
-TICK = 0.02
+TICK = 0.1
 """Seconds between two looks at a process."""
 PATIENCE = 90.0
 """Seconds after which a process that was told to end counts as one that does not."""

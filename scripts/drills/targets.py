@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging.handlers
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from hydra.utils import instantiate
 
+from drills.compared import equal
 from drills.mutations import Random, changed, damaged
 from ubmd.analysis.comparison import compare_runs
-from ubmd.analysis.metrics import COLUMNS, write_metrics
+from ubmd.analysis.metrics import COLUMNS, read_metrics
 from ubmd.app import compose
+from ubmd.check import inspect
 from ubmd.compare import read_folders
 from ubmd.data.batch import collate
 from ubmd.data.inherit import Inherited
@@ -201,8 +204,16 @@ def take_trajectory(path: Path) -> None:
     _ = found.md_steps
 
 
-def run_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The text files of a run with two finished rounds, and its configuration."""
+@dataclass(frozen=True)
+class WholeRun:
+    """A run with two finished rounds."""
+
+    files: dict[str, bytes]
+    config: dict[str, Any]
+    results: list[Any]
+
+
+def run_folder(folder: Path) -> WholeRun:
     from omegaconf import OmegaConf
 
     cfg = compose("learn", ["experiment=bulk_demo", "logger=csv", "seed=1"], folder=folder / "run")
@@ -216,39 +227,48 @@ def run_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     for index, row in enumerate(metrics):
         write_structures(store.folder(index).labelled, frames("Cu", 2, periodic=True))
         store.commit(index, row | {"n_selected": None if index else 4})
-    write_metrics(store.path / "metrics.csv", metrics)
-    names = ["config.yaml", "provenance.json", "run.json", "metrics.csv", "initial.extxyz", "dataset.extxyz"]
-    names += [f"rounds/{index:03d}/{name}" for index in (0, 1) for name in ("round.json", "labelled.extxyz")]
-    files = {name: (store.path / name).read_bytes() for name in names}
-    return files, config
+    files = {str(path.relative_to(store.path)): path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    return WholeRun(files, config, results(store))
 
 
-def damaged_run(seeds: tuple[dict[str, bytes], dict[str, Any]], random: Random, folder: Path) -> Any:
+def results(store: RoundStore) -> list[Any]:
+    """What a run continues from."""
+    structures = [(a.numbers, a.positions, a.arrays["REF_forces"], a.info["REF_energy"]) for a in store.structures(2)]
+    told = read_metrics(store.path / "metrics.csv"), len(read_structures(store.dataset))
+    return [[record["metrics"] for record in store.records()], structures, told]
+
+
+def damaged_run(seeds: WholeRun, random: Random, folder: Path) -> tuple[Path, WholeRun]:
     """A run with one of its files damaged, as bytes or as what it holds."""
-    files, config = seeds
-    names = sorted(files)
+    names = sorted(seeds.files)
     chosen = names[random.integers(len(names))]
-    for name, content in files.items():
+    for name, content in seeds.files.items():
         path = folder / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == chosen and name.endswith(".json") and random.integers(2):
             content = json.dumps(changed(json.loads(content), random), default=str).encode()
         elif name == chosen:
-            content = damaged(content, random, list(files.values()))
+            content = damaged(content, random, list(seeds.files.values()))
         path.write_bytes(content)
-    return folder / "run", config
+    return folder / "run", seeds
 
 
-def take_run(made: tuple[Path, dict[str, Any]]) -> None:
-    """Compares a run with itself and opens it as a continuation does."""
-    path, config = made
+def take_run(made: tuple[Path, WholeRun]) -> None:
+    """Compares a run with itself, checks it, opens it as a continuation does: to the same results or with a word."""
+    path, whole = made
     found = read_folders([path])
     if found.runs:
         compare_runs(found.runs)
-    store = RoundStore(path)
-    store.open(config)
-    store.records()
-    store.structures(2)
+    inspect(path)
+    store, words = RoundStore(path), logging.handlers.BufferingHandler(1000)
+    words.setLevel(logging.WARNING)
+    log = logging.getLogger("ubmd")
+    log.addHandler(words)
+    try:
+        store.open(whole.config)
+    finally:
+        log.removeHandler(words)
+    assert words.buffer or equal(results(store), whole.results), "other results without a word"
 
 
 OVERRIDES = """

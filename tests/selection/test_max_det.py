@@ -48,6 +48,12 @@ def test_first_is_the_most_uncertain_not_the_longest() -> None:
     assert MaxDet()(pool(features, labelled), 2).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_order_does_not_depend_on_units(scale: float) -> None:
+    candidates = torch.cat([normal(6, 10), normal(6, 10)])
+    assert torch.equal(max_det(scale * candidates, 12), max_det(candidates, 12))
+
+
 def test_copies_come_last_and_ties_go_to_the_lower_index() -> None:
     one = normal(6, 10)
     one[4] *= 0.001

@@ -4,12 +4,16 @@ import logging
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from scipy import stats
 from torch import Tensor
 
+from ubmd.data.batch import collate
 from ubmd.errors import InputError
+from ubmd.models.potential import Prediction
 from ubmd.uncertainty import (
     CalibrationData,
     CalibrationSizeError,
@@ -135,6 +139,18 @@ def data(factor: float, scales: Scales) -> CalibrationData:
     ratio, numbers = torch.arange(1.0, 20.0), torch.full((19,), 6)
     atomic = scales.atomic_scale[numbers]
     return CalibrationData(factor * ratio, atomic, ratio, scales.total_scale * ratio, numbers)
+
+
+@pytest.mark.parametrize("label", ["energy", "forces"])
+def test_both_labels_are_needed(label: str) -> None:
+    atoms = molecule("H2O")
+    atoms.info["REF_energy"], atoms.arrays["REF_forces"] = 0.0, np.zeros((3, 3))
+    batch = collate([atoms], 3.0)
+    ones = torch.ones(1, dtype=torch.float64)
+    prediction = Prediction(ones, torch.ones(3, 3), uncertainty=ones, atomic_uncertainty=torch.ones(3))
+    assert CalibrationData.of(prediction, batch).total_error == pytest.approx(1 / 3)
+    with pytest.raises(InputError, match="both energy and force"):
+        CalibrationData.of(prediction, replace(batch, **{label: None}))
 
 
 def test_calibrate_sets_the_scales_once() -> None:

@@ -76,3 +76,4 @@ def test_sketch_of_the_last_layer_depends_on_the_seed(readout: Readout) -> None:
 def test_no_projections_are_refused() -> None:
     with pytest.raises(InputError, match=r"n_projections.*0"):
         LastLayer([(3, 1)], n_projections=0)
+    assert LastLayer([(3, 1)], n_projections=1).n_features == 1

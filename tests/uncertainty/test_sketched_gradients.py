@@ -89,6 +89,7 @@ def test_matrices_are_standard_normal_and_independent() -> None:
 def test_no_projections_are_refused() -> None:
     with pytest.raises(InputError, match=r"n_projections.*0"):
         SketchedGradients([(3, 1)], n_projections=0)
+    assert SketchedGradients([(3, 1)], n_projections=1).n_features == 1
 
 
 def molecule() -> Atoms:
