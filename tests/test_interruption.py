@@ -199,3 +199,48 @@ def test_command_ends_with_its_workers(tmp_path: Path, executor: str, signum: in
     assert "Traceback" not in said
     time.sleep(1)
     assert not [pid for pid in below if alive(pid)]
+
+
+@pytest.fixture
+def learning(
+    toy_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_logging: None
+) -> Callable[..., None]:
+    """Puts a function in the place of ``ubmd learn``'s."""
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    return lambda function: monkeypatch.setattr("ubmd.learning.learn", function)
+
+
+def test_a_signal_that_breaks_off_an_import_is_no_error(
+    learning: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compiled modules raise ImportError of whatever reaches them while they are loaded."""
+
+    def learn(cfg: object) -> None:
+        try:
+            send()
+        except Interrupted as error:
+            raise ImportError("initialization failed") from error
+
+    learning(learn)
+    assert cli.main(["learn"]) == 143
+    assert capsys.readouterr().err == "ubmd: interrupted; the same command continues\n"
+
+
+def test_a_signal_of_the_start_waits_for_the_end_of_the_imports(
+    learning: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ubmd import config
+
+    validate, done = config.validate, []
+
+    def interrupted_validate(*arguments: object) -> None:
+        if not done:
+            send(signal.SIGINT)
+        validate(*arguments)  # pyright: ignore
+        done.append("validated")
+
+    learning(lambda cfg: done.append("not reached"))
+    monkeypatch.setattr(config, "validate", interrupted_validate)
+    assert cli.main(["learn"]) == 130
+    assert set(done) == {"validated"}
+    assert capsys.readouterr().err == "ubmd: interrupted; the same command continues\n"

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config, paths, sweeps
+from ubmd import config, interruption, paths, sweeps
 from ubmd.cli import Command
 from ubmd.continuation import config_digest
 from ubmd.errors import InputError, StoppedShort, system_refusal
@@ -255,8 +255,12 @@ def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> A
         config.validate(cfg, command.config_name)
         _check_device(cfg)
         module, name = command.function.split(":")
-        result = getattr(importlib.import_module(module), name)(cfg)
+        function = getattr(importlib.import_module(module), name)
+        with interruption.exposed():
+            result = function(cfg)
     except Exception as error:
+        if interruption.requested():  # a library made it of the signal
+            interruption.stop()
         message = str(error) if isinstance(error, InputError | StoppedShort) else repr(error)
         with suppress(OSError):  # what stopped the job may stop its record too
             sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))

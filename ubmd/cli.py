@@ -181,7 +181,8 @@ def _run(argv: Sequence[str]) -> int:
         elif options.info is not None:
             hydra.show_info(options.info, config_name=command.config_name, overrides=options.overrides)
         else:
-            return app.run(hydra, command, options.overrides, multirun=options.multirun)
+            with interruption.shielded():  # what a signal breaks off while it is imported may end as any error
+                return app.run(hydra, command, options.overrides, multirun=options.multirun)
     return 0
 
 

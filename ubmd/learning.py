@@ -28,6 +28,7 @@ from ubmd.data.system import System
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
+from ubmd.interruption import shielded
 from ubmd.learning_checks import (
     check_complete,
     check_same_method,
@@ -121,6 +122,7 @@ def learn(cfg: DictConfig) -> float | None:
     return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
 
 
+@shielded()  # it imports
 def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack: ExitStack) -> Run:
     """Builds what outlives a round, cheapest checks first; ``loggers`` and ``stack`` take what is to be closed."""
     system: System = build(cfg, "system")

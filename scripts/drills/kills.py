@@ -80,6 +80,7 @@ class Drill:
 
 
 def run(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands on that it is ignored
     drill = Drill(options, Path(tempfile.mkdtemp(prefix="ubmd-kills-")))
     options.output.unlink(missing_ok=True)
     for demo in DEMOS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ubmd import interruption
 from ubmd.data.inherit import Inherited
 from ubmd.data.io import read_structures
 from ubmd.data.perturb import perturb
@@ -211,7 +212,7 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
     settings = _settings_of(sample)
     if (kept := _kept(path, settings)) is not None:
         return kept
-    with locked(path):
+    with interruption.exposed(), locked(path):
         if _kept(path, settings) is None:
             write_sealed(path, sample(), _RECORD, settings)
     return read_sealed(path, _RECORD)[0]
