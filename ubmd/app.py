@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config, interruption, paths, sweeps
+from ubmd import config, hydra_files, interruption, paths, secrecy, sweeps
 from ubmd.cli import Command
 from ubmd.continuation import config_digest
 from ubmd.errors import InputError, StoppedShort, system_refusal
@@ -62,6 +62,7 @@ class _Reported(BaseException):
 def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
     """Hydra over ubmd's configurations, preceded by those of `config_dir`."""
     version.setbase("1.3")
+    paths.import_from_here()
     search_path = create_config_search_path(str(paths.config_dir()))
     if config_dir is not None:
         folder = Path(config_dir).resolve()
@@ -80,6 +81,7 @@ def parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     parsed: list[Override] = []
     for text in overrides:
+        secrecy.remember_override(text)
         try:
             parsed += parser.parse_overrides([text])  # unlike parse_override, hands them what glob(*) needs
         except HydraException as error:
@@ -114,7 +116,9 @@ def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) 
     parsed = parse(hydra, overrides)
     try:
         check_groups(hydra, command, parsed)
-        return hydra.compose_config(command.config_name, list(overrides), RunMode.RUN)
+        cfg = hydra.compose_config(command.config_name, list(overrides), RunMode.RUN)
+        secrecy.remember(OmegaConf.to_container(cfg, resolve=False))
+        return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(hydra, command, parsed, error)) from error
     except yaml.YAMLError as error:
@@ -200,9 +204,10 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
     mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     start = hydra.multirun if sweep else hydra.run
     attempt = secrets.token_hex(4)
+    hydra_files.prepare_sweeps()
     try:
         job = functools.partial(perform, command, attempt)
-        start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}"])
+        start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}", hydra_files.NOT_BY_HYDRA])
     except JobFailed as error:
         return error.code
     except _Reported as error:
@@ -243,9 +248,13 @@ def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
 
 def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> Any:
     """A job whose folder is held: the command's function, with a record of how it went."""
+    paths.import_from_here()  # the process may be another one
     hydra, digest = HydraConfig.get(), ""
     try:
-        digest = config_digest(config.plain(cfg))
+        plain = config.plain(cfg)
+        secrecy.remember(plain)
+        hydra_files.write_job(folder, cfg)
+        digest = config_digest(plain)
         done = sweeps.finished_before(folder, digest)
         if done is not None and command.resumable and hydra.mode != RunMode.RUN:
             log.info("finished before: %s", folder.name)
@@ -261,7 +270,7 @@ def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> A
     except Exception as error:
         if interruption.requested():  # a library made it of the signal
             interruption.stop()
-        message = str(error) if isinstance(error, InputError | StoppedShort) else repr(error)
+        message = secrecy.hide(str(error) if isinstance(error, InputError | StoppedShort) else repr(error))
         with suppress(OSError):  # what stopped the job may stop its record too
             sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))
         raise
@@ -314,8 +323,8 @@ def configuration_text(hydra: Hydra, command: Command, overrides: Sequence[str],
     cfg = compose_unchecked(hydra, command, overrides)
     if part == "job":
         job = job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
-        return OmegaConf.to_yaml(job, resolve=resolve)
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
+        return hydra_files.as_yaml(job, resolve=resolve)
+    return hydra_files.as_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
 
 
 def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NoReturn
 
-from ubmd import __version__, interruption
+from ubmd import __version__, interruption, secrecy
 from ubmd.errors import InputError, system_refusal
 
 
@@ -195,11 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no Å must not end a run
+    if argv is None:
+        argv = sys.argv[1:]
+        sys.argv[1:] = map(secrecy.hide_override, argv)  # which wandb keeps
     try:
         with interruption.handled():
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(argv)
     except InputError as error:
-        print(f"ubmd: error: {error}", file=sys.stderr)
+        print(f"ubmd: error: {secrecy.hide(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `ubmd learn --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refusal = system_refusal(error)
         if refusal is None:
             raise
-        print(f"ubmd: error: {refusal}", file=sys.stderr)
+        print(f"ubmd: error: {secrecy.hide(str(refusal))}", file=sys.stderr)
         return 2
     except (interruption.Interrupted, KeyboardInterrupt) as signal:
         print("ubmd: interrupted; the same command continues", file=sys.stderr)

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ubmd
 from ubmd import paths
 from ubmd.errors import InputError
+from ubmd.secrecy import hide, is_secret
 
 _INSTANTIATE_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 _LONGEST_NAME = 160
@@ -265,17 +266,17 @@ def first_line(error: BaseException) -> str:
 def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
     """Overrides as the name of a folder: ``bias.tau-0.5+seed-1``, or ``default`` without any.
 
-    Order and spelling of the overrides do not matter (``0.50`` is ``0.5``); keys that match a pattern in
-    `exclude` are left out. Only characters that need no quoting in a shell, a path or an override are used
+    Order and spelling of the overrides do not matter (``0.50`` is ``0.5``); secrets, and keys that match a pattern
+    in `exclude`, are left out. Only characters that need no quoting in a shell, a path or an override are used
     (so no ``=`` and no comma); a name that loses something by that, or is very long, ends in a digest.
     """
     patterns = list(exclude)
     items: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group + (f"@{override.package}" if override.package else "")
-        if override.is_hydra_override() or any(fnmatchcase(key, pattern) for pattern in patterns):
+        if override.is_hydra_override() or is_secret(key) or any(fnmatchcase(key, pattern) for pattern in patterns):
             continue
-        value = "" if override.is_delete() else f"-{override.get_value_element_as_str()}"
+        value = "" if override.is_delete() else f"-{hide(override.get_value_element_as_str())}"
         items[key] = f"{'no-' if override.is_delete() else ''}{key}{value}"
     text = "+".join(items[key] for key in sorted(items))
     if not text:

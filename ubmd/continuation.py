@@ -12,6 +12,7 @@ import yaml
 
 from ubmd.errors import InputError
 from ubmd.reference.base import NOT_OF_LABELS
+from ubmd.secrecy import hidden
 
 __all__ = ["MAY_DIFFER", "MAY_GROW", "NOT_CHECKED", "config_digest", "differences", "flatten", "read_config", "without"]
 
@@ -94,8 +95,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def config_digest(config: Mapping[str, Any], *, leave_out: tuple[str, ...] = MAY_DIFFER) -> str:
-    """Digest of what has a say in the result; 1 and 1.0 are the same."""
-    told = {key: _plain(value) for key, value in without(flatten(config), leave_out).items()}
+    """Digest of what has a say in the result; 1 and 1.0 are the same. No secret can be guessed from it."""
+    told = {key: _plain(value) for key, value in without(flatten(hidden(config)), leave_out).items()}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 
@@ -12,3 +14,13 @@ def config_dir() -> Path:
         if (folder / "learn.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no configurations at {package / 'conf'}; reinstall ubmd")
+
+
+def import_from_here() -> None:
+    """Modules in the working directory can be imported, as with ``python -m``, but take the place of no others."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # somebody has removed it
+        return
+    if not (sys.flags.safe_path or here in sys.path or "" in sys.path):
+        sys.path.append(here)

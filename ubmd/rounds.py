@@ -22,6 +22,7 @@ from ubmd.files import write_text
 from ubmd.integrity import is_json, repair
 from ubmd.records import checksums, read_record, write_record
 from ubmd.round_folder import INITIAL, RoundFolder
+from ubmd.secrecy import hidden
 
 __all__ = ["INITIAL", "RoundFolder", "RoundStore"]
 
@@ -44,12 +45,14 @@ class RoundStore:
         What can be made again from other files of the folder is made again.
 
         Args:
-            config: the resolved configuration. It may differ in what :mod:`ubmd.continuation` lists.
+            config: the resolved configuration, which is kept without its secrets. It may differ in what
+                :mod:`ubmd.continuation` lists.
 
         Raises:
             InputError: the folder holds a run with another configuration, or a file that was damaged and cannot be
                 made again.
         """
+        config = hidden(config)
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._is_begun():
             write_text(self.path / "provenance.json", json.dumps(circumstances(config), indent=2))

@@ -23,6 +23,7 @@ from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
 from ubmd.schema import hints_of, mismatch, shown
+from ubmd.secrecy import hidden
 from ubmd.torch_files import DamagedFileError, read_torch_file
 from ubmd.uncertainty import (
     DistanceUncertainty,
@@ -83,8 +84,8 @@ def save_potential(
     """
     content = {
         "format": FORMAT,
-        "model": dict(model_config),
-        "uncertainty": dict(uncertainty_config),
+        "model": hidden(dict(model_config)),
+        "uncertainty": hidden(dict(uncertainty_config)),
         "model_state": {k: v.cpu().contiguous() for k, v in model.state_dict().items()},
         "uncertainty_state": {k: v.cpu().contiguous() for k, v in uncertainty.state_dict().items()},
     }

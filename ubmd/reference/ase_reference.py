@@ -31,6 +31,7 @@ from ubmd.reference.base import (
 from ubmd.reference.identity import code_of, described, targets
 from ubmd.reference.isolation import default_dtype, isolated, precision
 from ubmd.reference.programs import check_program
+from ubmd.secrecy import hidden
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -114,6 +115,7 @@ class ASEReference(Reference):
             self._fingerprint["calculator"] = described(node)
         if code.source is not None:
             self._fingerprint["source"] = code.source
+        self._fingerprint = hidden(self._fingerprint)
 
     def fingerprint(self) -> dict[str, Plain]:
         """The calculator's configuration, or its class and parameters; its code if that is no package's; the name."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import ubmd
 from ubmd.errors import InputError
+from ubmd.secrecy import hidden
 
 if TYPE_CHECKING:
     from ubmd.reference.base import Plain, Reference
@@ -54,7 +55,7 @@ def shared_fingerprint(reference: Reference) -> dict[str, Plain]:
             f"reference: nothing tells the calculator of {type(reference).__name__} apart from others of its class, so "
             "that nothing of it can be kept for other runs; give it a name of its own (reference.name)"
         )
-    return {**reference.fingerprint(), "versions": reference.versions()}
+    return {**hidden(reference.fingerprint()), "versions": reference.versions()}
 
 
 def described(node: object) -> Plain:

@@ -29,6 +29,7 @@ from ubmd.reference.executors import LabelExecutor, Serial
 from ubmd.reference.identity import shared_fingerprint
 from ubmd.reference.isolation import isolated
 from ubmd.reference.store import Failure, LabelStore, label_key
+from ubmd.secrecy import hidden, hide
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -94,7 +95,7 @@ def label_structures(
     """
     check_max_force(max_force)
     reads, versions = reference.reads, reference.versions()
-    fingerprint = shared_fingerprint(reference) if store.shared else reference.fingerprint()
+    fingerprint = shared_fingerprint(reference) if store.shared else hidden(reference.fingerprint())
     keys = [label_key(atoms, fingerprint, reads) for atoms in structures]
     results: dict[str, Label | Failure | _Unfinished] = {}
     todo: dict[str, Atoms] = {}
@@ -202,9 +203,10 @@ def _computed(
         for future in finished:
             key, attempt = running.pop(future)
             try:
-                yield key, future.result()
+                result = future.result()
+                yield key, Failure(hide(result.message)) if isinstance(result, Failure) else result
             except Exception as raised:
-                reason = str(raised) if isinstance(raised, UnfinishedError) else executor.unfinished(raised)
+                reason = hide(str(raised)) if isinstance(raised, UnfinishedError) else executor.unfinished(raised)
                 if reason is None:
                     error = raised
                 elif isinstance(raised, SetupError):
@@ -287,7 +289,7 @@ def restore_labels(structures: Sequence[Atoms], reference: Reference, store: Lab
         return
     for atoms in structures:
         label = Label(atoms.info["REF_energy"], atoms.arrays["REF_forces"], atoms.info.get("REF_stress"))
-        store.put(atoms, reference.fingerprint(), label, reference.reads, reference.versions())
+        store.put(atoms, hidden(reference.fingerprint()), label, reference.reads, reference.versions())
     log.warning("%s was missing or empty; the labels of %d structures were put back", store.path, len(structures))
 
 

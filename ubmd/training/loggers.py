@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from ubmd.config import plain, provenance
 from ubmd.files import write_text
+from ubmd.secrecy import hidden
 
 __all__ = ["close_loggers", "open_loggers"]
 
@@ -33,7 +34,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             logger._wandb_init.pop("anonymous", None)
             logger.experiment.define_metric("al/round")
             logger.experiment.define_metric("al/*", step_metric="al/round")
-            logger.experiment.config.update(plain(cfg) | {"provenance": provenance()}, allow_val_change=True)
+            logger.experiment.config.update(hidden(plain(cfg)) | {"provenance": provenance()}, allow_val_change=True)
         else:
             logger = instantiate(config)
         out.append(logger)
