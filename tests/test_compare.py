@@ -329,6 +329,7 @@ def test_wandb_gives_what_the_folders_give(
         stand_in_run("f", "other", configuration(3, 0.1), rounds([0.7])),
     ]
     monkeypatch.setattr("wandb.Api", lambda: StandInAPI(stored))
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", "--wandb", "me/ubmd", "--group", "demo"]) == 0
     out = capsys.readouterr().out

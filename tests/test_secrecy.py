@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,13 @@ def test_nothing_of_a_run_holds_a_secret(
     if not how:  # another key continues the run, whose label is there
         assert cli.main(command("another1key")) == 0
         assert "0 computed now" in capfd.readouterr().out
+
+
+def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "calculator_of_mine.py").write_text("from ase.calculators.emt import EMT\n")
+    (tmp_path / "numpy.py").write_text("raise AssertionError\n")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    write("cu.extxyz", bulk("Cu"))
+    assert cli.main(["label", "structures=cu.extxyz", "reference.calculator._target_=calculator_of_mine.EMT"]) == 0
+    assert sys.path[-1] == str(tmp_path)

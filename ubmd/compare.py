@@ -60,6 +60,9 @@ def compare(argv: Sequence[str]) -> int:
     if options.wandb:
         import wandb
 
+        from ubmd.training.loggers import check_wandb_key
+
+        check_wandb_key()
         found = read_wandb(wandb.Api(), options.wandb, options.group)
         folder = options.output or Path("comparison")
     else:

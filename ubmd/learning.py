@@ -53,7 +53,7 @@ from ubmd.selection.base import check_selection
 from ubmd.training.artifacts import log_results
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, predict, set_up_lightning
-from ubmd.training.loggers import close_loggers, open_loggers
+from ubmd.training.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
 
@@ -94,6 +94,7 @@ def learn(cfg: DictConfig) -> float | None:
     """
     set_up_lightning()
     check_device(cfg.trainer)
+    check_loggers(cfg)
     set_threads(cfg.threads)
     loggers: list[Logger] = []
     with run_progress() as progress, ExitStack() as stack:

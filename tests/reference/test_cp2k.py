@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -203,3 +204,19 @@ def test_an_unconverged_scf_is_rejected(tmp_path: Path) -> None:
     ((_, reason),) = report.failed
     assert reason.startswith("the SCF did not converge; see ")
     assert len(store) == 1
+
+
+@pytest.mark.parametrize("rest", ["; touch FILE", "$(touch FILE)", "`touch FILE`", "& touch FILE", "| tee FILE"])
+def test_no_shell_runs_the_command(tmp_path: Path, rest: str) -> None:
+    file = tmp_path / "made"
+    reference = stand_in(f"converged {rest.replace('FILE', str(file))}", tmp_path)
+    with pytest.raises(InputError, match="run without a shell"):
+        reference.compute(silicon())
+    with contextlib.suppress(UnfinishedError):
+        reference._run(silicon(), reference._parameters_for(silicon()), tmp_path)  # also without the check
+    assert not file.exists()
+
+
+def test_a_command_that_is_none() -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        CP2KReference(template=TEMPLATE, command="'cp2k").check()

@@ -12,11 +12,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
+from wandb.errors import CommError
 
 from ubmd import config, paths
 from ubmd.callbacks.steps import CumulativeStep
+from ubmd.compare import compare
+from ubmd.errors import InputError
 from ubmd.training.artifacts import log_results
-from ubmd.training.loggers import close_loggers, open_loggers
+from ubmd.training.loggers import check_loggers, close_loggers, open_loggers
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe"
@@ -87,6 +90,36 @@ def test_what_is_told(tmp_path: Path, results: dict[str, Path], monkeypatch: pyt
 def test_other_loggers_are_left_alone(tmp_path: Path, results: dict[str, Path]) -> None:
     log_results([CSVLogger(tmp_path / "csv")], **results)
     assert not (tmp_path / "csv").exists()
+
+
+def test_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    check_loggers(run_config(tmp_path))  # offline
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(InputError, match=r"needs a key of its own \(there is none\); set WANDB_API_KEY"):
+        check_loggers(run_config(tmp_path))
+    with pytest.raises(InputError, match="needs a key of its own"):
+        compare(["--wandb", "me/ubmd"])
+    monkeypatch.setenv("WANDB_API_KEY", "short-key7")
+    with pytest.raises(InputError, match="needs a key of its own") as raised:
+        check_loggers(run_config(tmp_path))
+    assert "key7" not in str(raised.value)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    check_loggers(run_config(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0123456789' * 4}\n")
+    check_loggers(run_config(tmp_path))
+
+
+def test_a_run_that_wandb_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: Any) -> None:
+        raise CommError("it timed out\nand so on")
+
+    monkeypatch.setattr("wandb.init", refuses)
+    with pytest.raises(InputError, match=r"wandb cannot start its run \(it timed out\); .* WANDB_MODE=offline"):
+        open_loggers(run_config(tmp_path), tmp_path)
 
 
 @pytest.mark.slow

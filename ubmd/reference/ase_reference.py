@@ -194,7 +194,9 @@ class ASEReference(Reference):
         """
         command = getattr(getattr(self.calculator, "profile", None), "command", None)
         if isinstance(command, str):
-            check_program(command, class_path(self.calculator), "install it, or set the calculator's command")
+            check_program(
+                command, class_path(self.calculator), "install it, or set the calculator's command", shell=True
+            )
 
 
 def _did_not_converge(error: BaseException) -> bool:

@@ -168,7 +168,8 @@ class CP2KReference(Reference):
 
     def _run(self, atoms: Atoms, parameters: dict[str, Any], folder: Path) -> Label:
         # where the shell runs paths are short; CP2K cuts off long ones
-        shell = f"cd {shlex.quote(str(folder))} && exec env {self.command} 2> cp2k.err"
+        program = shlex.join(shlex.split(self.command))  # nothing in it is for the shell that ASE starts
+        shell = f"cd {shlex.quote(str(folder))} && exec env {program} 2> cp2k.err"
         problem: Exception | None = None
         results: dict[str, Any] = {}
         with warnings.catch_warnings(action="ignore"):  # of a shell that has died, which is dealt with below

@@ -14,21 +14,31 @@ from ubmd.errors import InputError
 from ubmd.reference.base import ReferenceError, UnfinishedError
 
 
-def check_program(command: str, what: str, remedy: str) -> None:
+def check_program(command: str, what: str, remedy: str, *, shell: bool = False) -> None:
     """Refuse a command whose program is not on this machine.
 
     Args:
-        command: as for a shell. The first word that sets no variable is the program; commands with shell
-            syntax in them are taken as they are.
+        command: words, quoted as for a shell. The first that sets no variable is the program.
         what: needs the program.
         remedy: what to do.
+        shell: whether the command is for a shell after all; if it has a shell's syntax, it is taken as it is.
 
     Raises:
-        InputError: there is no such program.
+        InputError: there is no such program, or the command is one for a shell.
     """
-    if re.search(r"[;&|$`(]", command):
+    found = re.search(r"[;&|$`<>(\n]", command)
+    if found and shell:
         return
-    program = next((word for word in shlex.split(command) if "=" not in word), "")
+    if found:
+        raise InputError(
+            f"reference: the command of {what} holds {found[0]!r}, but it is run without a shell; give a program "
+            "with its arguments, such as a script that does the rest"
+        )
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"reference: the command of {what} cannot be read ({error}): {command}") from error
+    program = next((word for word in words if "=" not in word), "")
     if shutil.which(program) is None:
         raise InputError(
             f"reference: {what} needs the program {program or repr(command)}, which is not found; {remedy}"

@@ -43,7 +43,7 @@ from ubmd.training.evaluation import (
 )
 from ubmd.training.files import DataFiles
 from ubmd.training.fit import Fit, fit_and_predict, set_up_lightning
-from ubmd.training.loggers import close_loggers, open_loggers
+from ubmd.training.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.training.module import PotentialModule
 from ubmd.training.trainer_options import check_trainer_options, trainer_limits
 
@@ -67,6 +67,7 @@ def train(cfg: DictConfig) -> float:
     """
     set_up_lightning()
     check_device(cfg.trainer)
+    check_loggers(cfg)
     job = _prepare(cfg)
     folder = Path(cfg.paths.run)
     store = RoundStore(folder)

@@ -11,15 +11,49 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-from ubmd.config import plain, provenance
+from ubmd.config import first_line, plain, provenance
+from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.secrecy import hidden
 
-__all__ = ["close_loggers", "open_loggers"]
+__all__ = ["check_loggers", "close_loggers", "open_loggers"]
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Refuse, before any work, to log online to wandb without a key for it; wandb would ask for one.
+
+    Raises:
+        InputError: there is no key, or none of the right form.
+    """
+    nodes = [node for node in (cfg.get("logger") or {}).values() if node._target_.endswith("WandbLogger")]
+    if any(not node.get("offline") for node in nodes) and os.environ.get("WANDB_MODE") != "disabled":
+        check_wandb_key()
+
+
+def check_wandb_key() -> None:
+    """Raises InputError if there is no key for wandb, or none of the right form."""
+    import wandb
+    from wandb.errors import Error
+    from wandb.sdk.lib import wbauth
+
+    remedy = "set WANDB_API_KEY, use `wandb login`, or leave WANDB_MODE at offline"
+    if os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return
+    try:
+        key = os.environ.get("WANDB_API_KEY") or wbauth.read_netrc_auth(host=wandb.Settings().base_url)
+        fault = wbauth.check_api_key(key) if key else "there is none"
+    except (Error, ValueError) as error:
+        fault = first_line(error)
+    if fault:
+        raise InputError(f"wandb online needs a key of its own ({fault}); {remedy}")
 
 
 def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder."""
+    """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder.
+
+    Raises:
+        InputError: wandb cannot be reached, or refuses the run. What fails later wandb tries again by itself.
+    """
     out: list[Logger] = []
     for config in (cfg.get("logger") or {}).values():
         if config._target_.endswith("WandbLogger"):
@@ -32,6 +66,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             logger = instantiate(config, id=file.read_text(encoding="utf-8").strip(), resume="allow")
             # Lightning hands on a setting that wandb has given up, and wandb would say so in every run
             logger._wandb_init.pop("anonymous", None)
+            _start(logger)
             logger.experiment.define_metric("al/round")
             logger.experiment.define_metric("al/*", step_metric="al/round")
             logger.experiment.config.update(hidden(plain(cfg)) | {"provenance": provenance()}, allow_val_change=True)
@@ -39,6 +74,19 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             logger = instantiate(config)
         out.append(logger)
     return out
+
+
+def _start(logger: WandbLogger) -> None:
+    """Has wandb begin its run."""
+    from wandb.errors import Error
+
+    try:
+        _ = logger.experiment
+    except Error as error:
+        raise InputError(
+            f"wandb cannot start its run ({first_line(error)}); start the same command again with WANDB_MODE=offline, "
+            "and `wandb sync` the run folder later, or with logger=csv"
+        ) from error
 
 
 def close_loggers(loggers: Sequence[Logger]) -> None:
