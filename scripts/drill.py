@@ -5,7 +5,7 @@
     python scripts/drill.py soak [--minutes 120]
     python scripts/drill.py disks [--sizes 16] [--others 3] (as root)
 
-Each prints a table and one line of figures; the exit code is 1 if something that has to hold did not.
+Each prints its cases and one line of figures; the exit code is 1 if something that has to hold did not.
 """
 
 from __future__ import annotations

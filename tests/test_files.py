@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import sqlite3
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.dynamics.walker_toys import Toy, cluster, walkers
+from ubmd.callbacks.checkpoint import WholeFiles
+from ubmd.dynamics.langevin import Langevin
+from ubmd.dynamics.stopping import StoppingRules
+from ubmd.dynamics.trajectory import write_trajectory
+from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import system_refusal
 from ubmd.files import leftovers, locked, open_new, remove_leftovers, replaced, sha256_of, write_text
 
@@ -79,6 +90,49 @@ def test_a_refusal_of_the_system_names_the_file(code: int, tmp_path: Path) -> No
     assert str(refusal).startswith(f"{path}: {os.strerror(code).lower()}; ")
     assert "continues" in str(refusal)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_limited(size: int) -> Iterator[None]:
+    """Writes beyond a size fail, as on a full disk: in the midst of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _write_checkpoint(path: Path) -> None:
+    WholeFiles().save_checkpoint({"weights": torch.zeros(9999)}, path)
+
+
+def _write_trajectory(path: Path) -> None:
+    rules = StoppingRules(None, max_steps=30)
+    write_trajectory(path, run_walkers(walkers([cluster(6)]), Toy(), Langevin(), rules, frame_interval=1))
+
+
+@pytest.mark.parametrize("write", [_write_checkpoint, _write_trajectory])
+def test_libraries_that_write_files_meet_a_full_disk(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """torch and HDF5 themselves would say neither that the disk is full nor which file they wrote."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="file") as caught, files_limited(2000):
+        write(path)
+    assert str(system_refusal(caught.value)).startswith(f"{path}: file too large; ")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+    write(path)
+    assert path.stat().st_size > 2000
+
+
+def test_a_full_disk_under_labels() -> None:
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA max_page_count=1")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        database.execute("CREATE TABLE a (b)")
+    database.close()
+    said = str(system_refusal(caught.value, "runs/x"))
+    assert said.startswith("runs/x: labels cannot be stored (no space left on device); free some space")
 
 
 def test_the_cause_of_an_error_is_looked_for(tmp_path: Path) -> None:

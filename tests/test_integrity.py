@@ -14,9 +14,11 @@ from ase import Atoms
 
 from tests.damage import DAMAGES, damages_of, delete, drop_frame, flip, results
 from ubmd.check import inspect
+from ubmd.continuation import NOT_CHECKED, config_digest
 from ubmd.data.io import write_structures
 from ubmd.errors import InputError
 from ubmd.records import read_record, write_record
+from ubmd.reference.base import Label
 from ubmd.reference.store import Failure, LabelStore
 from ubmd.rounds import RoundStore
 
@@ -65,7 +67,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = RoundStore(tmp_path_factory.mktemp("runs") / "run")
     store.open(CONFIG)
     LabelStore(store.path / "labels.db").put(Atoms("H"), {}, Failure("none"))
-    store.add_initial(labelled(3, 0))
+    first = labelled(3, 0)
+    for atoms in first:
+        del atoms.info["walker"], atoms.info["step"]
+    store.add_initial(first)
     for index in range(2):
         acquire(store, index)
         store.commit(index, metrics(index))
@@ -157,6 +162,25 @@ def test_lost_labels_of_the_data_set_and_of_a_round(copy: Path) -> None:
     drop_frame(copy / "rounds/001/labelled.extxyz")
     with pytest.raises(InputError, match=r"rounds/001/labelled\.extxyz was changed since it was written and cannot"):
         RoundStore(copy).open(CONFIG)
+
+
+@pytest.mark.parametrize("name", ["initial.extxyz", "rounds/000/labelled.extxyz", "rounds/001/labelled.extxyz"])
+def test_the_label_store_tells_what_the_data_set_does_not(name: str, copy: Path, run: Path) -> None:
+    """Also where a structure was labelled and rejected, and another one could not be labelled."""
+    labels = LabelStore(copy / "labels.db")
+    for atoms in labelled(3, 0) + labelled(2, 10) + labelled(2, 20):
+        labels.put(atoms, {}, Label(atoms.info["REF_energy"], atoms.arrays["REF_forces"], None))
+    labels.put(Atoms("CO", np.ones((2, 3))), {}, Label(0.0, np.full((2, 3), 1e3), None))
+    config = CONFIG | {"labelling": {"max_force": 100}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    write_record(
+        copy / "run.json",
+        (read_record(copy / "run.json") or {}) | {"config": config_digest(config, leave_out=NOT_CHECKED)},
+    )
+    delete(copy / "dataset.extxyz")
+    DAMAGES["change_digit"](copy / name)
+    RoundStore(copy).open(config)
+    assert results(copy) == results(run)
 
 
 def test_a_file_that_was_not_noted_is_made_again(copy: Path) -> None:

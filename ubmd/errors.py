@@ -63,9 +63,10 @@ def system_refusal(error: BaseException, where: Path | str | None = None) -> Inp
             place = "" if path is None else f"{path}: "
             return InputError(f"{place}{(seen.strerror or 'refused').lower()}; {_REMEDIES[seen.errno]}")
         if isinstance(seen, sqlite3.OperationalError):
-            remedy = _SQLITE.get(getattr(seen, "sqlite_errorcode", 0) & 0xFF)  # the rest of the code tells details
-            if remedy is not None:
+            code = getattr(seen, "sqlite_errorcode", 0) & 0xFF  # the rest of the code tells details
+            if code in _SQLITE:
                 place = "" if where is None else f"{where}: "
-                return InputError(f"{place}labels cannot be stored ({seen}); {remedy}")
+                reason = "no space left on device" if code == sqlite3.SQLITE_FULL else seen
+                return InputError(f"{place}labels cannot be stored ({reason}); {_SQLITE[code]}")
         seen = seen.__cause__
     return None

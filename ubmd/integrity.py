@@ -16,10 +16,13 @@ from ase import Atoms
 
 from ubmd.analysis.metrics import write_metrics
 from ubmd.continuation import NOT_CHECKED, config_digest, read_config
-from ubmd.data.io import read_labelled, write_structures
+from ubmd.data.io import read_labelled, read_structures, write_structures
 from ubmd.errors import InputError
 from ubmd.files import replaced, sha256_of
 from ubmd.records import checksums, faults, is_sealed, read_record, write_record
+from ubmd.reference.base import Label
+from ubmd.reference.labelling import with_label, within_limit
+from ubmd.reference.store import LabelStore
 from ubmd.round_folder import INITIAL, RoundFolder
 
 if TYPE_CHECKING:
@@ -71,7 +74,10 @@ def _repair_record(store: RoundStore) -> None:
         return
     for name, fault in faults(store.path, record.get("files")).items():
         file = store.path / name
-        made = file == store.initial and _made_again(file, _of_round(store, INITIAL), record["files"][name])
+        made = file == store.initial and (
+            _made_again(file, _of_round(store, INITIAL), record["files"][name])
+            or _made_again(file, _first_in_store(store), record["files"][name])
+        )
         if not made:
             raise InputError(
                 f"{file} {_WORDS[fault]} and cannot be made again from other files; restore it, or remove "
@@ -101,6 +107,7 @@ def _repair_round(store: RoundStore, folder: RoundFolder) -> None:
     for name, fault in faults(folder.path, record["files"]).items():
         file, digest = folder.path / name, record["files"][name]
         made = file == folder.labelled and _made_again(file, _of_round(store, folder.index), digest)
+        made = made or (file == folder.labelled and _made_again(file, _from_store(store, folder), digest))
         made = made or (file == folder.selected and _made_again(file, _unlabelled(folder), digest))
         if not made:
             raise InputError(f"{file} {_WORDS[fault]} and cannot be made again from other files; {folder.remedy}")
@@ -151,6 +158,46 @@ def _unlabelled(folder: RoundFolder) -> list[Atoms]:
             atoms.info.pop(key, None)
         del atoms.arrays["REF_forces"]
     return found
+
+
+def _from_store(store: RoundStore, folder: RoundFolder) -> list[Atoms]:
+    """The selected structures of a round with their labels in the store."""
+    labels = {_place(atoms): label for atoms, label in _stored(store)}
+    found = [with_label(a, labels[_place(a)]) for a in _selected(folder) if _place(a) in labels]
+    return _accepted(store, found)
+
+
+def _first_in_store(store: RoundStore) -> list[Atoms]:
+    """The structures with labels in the store that were selected in no round."""
+    chosen = {_place(a) for index in range(len(store.records()) + 1) for a in _selected(store.round(index))}
+    return _accepted(store, [with_label(a, label) for a, label in _stored(store) if _place(a) not in chosen])
+
+
+def _stored(store: RoundStore) -> list[tuple[Atoms, Label]]:
+    try:
+        return LabelStore(store.path / "labels.db").labelled()
+    except InputError:
+        return []
+
+
+def _selected(folder: RoundFolder) -> list[Atoms]:
+    try:
+        return read_structures(folder.selected, report=False)
+    except InputError:
+        return []
+
+
+def _accepted(store: RoundStore, labelled: list[Atoms]) -> list[Atoms]:
+    """Those within the limit on forces that the run had."""
+    try:
+        limit = read_config(store.path / "config.yaml").get("labelling", {}).get("max_force")
+    except InputError:
+        limit = None
+    return within_limit(labelled, limit)[0]
+
+
+def _place(atoms: Atoms) -> tuple[bytes, ...]:
+    return atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes()
 
 
 def _made_again(file: Path, structures: Sequence[Atoms], digest: str) -> bool:

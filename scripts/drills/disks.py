@@ -20,9 +20,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 PAGE = 4096
 SMALLEST = 20_000
 """Bytes of the smallest disk."""
@@ -36,7 +33,7 @@ DYNAMICS = (
 EMT = "reference.calculator._target_=ase.calculators.emt.EMT"
 LEARN = (
     *("learn", EMT, *MODEL, *FIT, *DYNAMICS, "labelling.max_force=50", "bias.window=10", "threads=1"),
-    *("system.n_initial=4", "learning.batch_size=3", "learning.max_structures=100", "learning.max_rounds=3"),
+    *("system.n_initial=4", "learning.batch_size=3", "learning.max_structures=100", "learning.max_rounds=2"),
     *("learning.checkpoint_epochs=4", "uncertainty=posterior_small", "uncertainty.features.n_projections=8"),
 )
 
@@ -55,24 +52,19 @@ def run(options: argparse.Namespace) -> int:
         importlib.import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="ubmd-disks-"))
     os.environ |= {"UBMD_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
-    table = Table(title="disks that fill up")
-    for column in ("command", "disk / kB", "code", "what it said", "faults"):
-        table.add_column(column, overflow="fold")
-    n_full = n_faults = 0
+    n = n_full = n_faults = 0
     try:
         for command, n_sizes in commands(folder, options):
             for size, code, said, faults in drill(command, folder, n_sizes):
-                n_full += code != 0
-                n_faults += len(faults)
-                table.add_row(
-                    command[0], f"{size / 1000:.0f}", str(code), said.replace(str(folder), ""), "; ".join(faults)
+                n, n_full, n_faults = n + 1, n_full + (code != 0), n_faults + len(faults)
+                last = said.replace(str(folder), "").splitlines()[-1:]
+                print(
+                    f"{command[0]:6} {size / 1000:5.0f} kB: {code}", *last, *(f"FAULT: {f}" for f in faults), flush=True
                 )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    console = Console(width=160)
-    console.print(table)
-    console.print(f"disks: {table.row_count} drills, {n_full} on a full disk, {n_faults} faults")
-    return 1 if n_faults else 0
+    print(f"disks: {n} drills, {n_full} of them on a full disk, {n_faults} faults")
+    return 1 if n_faults or not n_full else 0
 
 
 def commands(folder: Path, options: argparse.Namespace) -> Iterator[tuple[list[str], int]]:
@@ -84,7 +76,7 @@ def commands(folder: Path, options: argparse.Namespace) -> Iterator[tuple[list[s
     write(structure, Atoms("Cu4", [[0, 0, 0], [2.4, 0, 0], [1.2, 2.1, 0], [1.2, 0.7, 2.0]]), format="extxyz")
     yield [*LEARN, f"system.structure={structure}", f"logger={options.logger}"], options.sizes
     done = shutil.copytree(folder / "undisturbed-learn", folder / "done")
-    data, potential = done / "dataset.extxyz", done / "rounds/002/model.ckpt"
+    data, potential = done / "dataset.extxyz", done / "rounds/001/model.ckpt"
     yield ["train", f"data.train={data}", *MODEL, *FIT, f"logger={options.logger}"], options.others
     yield ["md", f"potential={potential}", f"system.structure={structure}", *DYNAMICS], options.others
     yield ["label", f"structures={data}", EMT, "labelling.max_force=50"], options.others

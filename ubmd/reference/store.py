@@ -11,9 +11,9 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from ase import Atoms
 from ase.db.core import now
 from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
@@ -22,9 +22,6 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ubmd.data.electronic import ELECTRONIC
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Plain
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +115,21 @@ class LabelStore:
             # The unique key is there: another process, or an earlier call, was first.
             if self.get(atoms, fingerprint, reads) is None:
                 raise
+
+    def labelled(self) -> list[tuple[Atoms, Label]]:
+        """Structures with what was computed for them, in the order of their storing; failures are left out.
+
+        The structures are their numbers, positions, cell and periodicity alone.
+        """
+        if not self._has_tables():
+            return []
+        found = []
+        for row in self._connect().select(sort="id"):
+            if row.data["failure"] is None and row.data.get("sha256") in (None, _checksum(row.data)):
+                label = Label(row.data["energy"], row.data["forces"].copy(), row.data["stress"])
+                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
+                found.append((atoms, label))
+        return found
 
     def last_fingerprint(self) -> dict[str, Plain] | None:
         """The settings of what was stored last; None of an empty store."""
