@@ -138,6 +138,7 @@ SENTENCES = {
     "learn experiment=wrong_inside": "budget.round is not a key of budget; did you mean budget.rounds? ",
     "learn seed=[1,": "cannot read the override seed=[1, (no viable alternative at input '[1,')",
     "learn seed": "seed is not an override; write seed=VALUE",
+    "learn @bias.tau=0.1": "Config group override must be a string or a list. Got float",
     "learn seed=1,2": "seed=1,2 gives several values: add -m",
     "learn seed=1,2 bias=walls,posterio -m": "bias=posterio is not one of the options of bias; did you mean",
     "learn bias=walls,posterior bias.denominator=3 -m": "bias.denominator is not an option of TextWrapper",

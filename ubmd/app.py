@@ -121,7 +121,7 @@ def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) 
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(hydra, command, parsed, error)) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a group that is given a number
         raise InputError(" ".join(str(error).split())) from error
 
 

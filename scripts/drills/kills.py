@@ -146,7 +146,8 @@ def killed_run(drill: Drill, index: int) -> None:
         )
         stored = {name: label for file in stores(folder) for name, label in labels(file).items()}
         computed = noted(folder)[len(before) :]
-        faults = label_faults(known, stored, computed, AHEAD[executor]) + ending_faults(ending, moment, number)
+        through = not differences(folder / "run", standard / "run")
+        faults = label_faults(known, stored, computed, AHEAD[executor]) + ending_faults(ending, moment, number, through)
         if number != signal.SIGKILL and ending.interrupted:
             faults += [f"{file} is left behind by {number.name}" for file in temporary(folder) if file not in left]
         finished = ending.code == 0
@@ -198,8 +199,8 @@ def label_faults(
     return faults + ([f"{len(unstored)} labels were done and not stored"] if len(unstored) > ahead else [])
 
 
-def ending_faults(ending: Ending, moment: float, number: signal.Signals) -> list[str]:
-    """What is wrong about the way a process ended."""
+def ending_faults(ending: Ending, moment: float, number: signal.Signals, through: bool = False) -> list[str]:
+    """What is wrong about the way a process ended; ``through``: with everything done."""
     faults = [f"{ending.orphans} orphans"] if ending.orphans else []
     last = ending.stderr.strip().splitlines()[-1:] or [""]
     if not ending.interrupted:
@@ -208,8 +209,8 @@ def ending_faults(ending: Ending, moment: float, number: signal.Signals) -> list
         return faults
     if ending.code == 0:  # it was through, as the comparison of the results will tell
         return [*faults, f"went on after {number.name}"] if ending.cpu > moment + ENDING else faults
-    if ending.code == -number and not ending.stderr:
-        return faults  # before the first word could be said
+    if ending.code == -number and (through or not ending.stderr):
+        return faults  # Python was ending, or the first word could not be said yet
     if ending.code != CODES[number]:
         faults.append(f"exit code {ending.code} after {number.name}: {last[0]}")
     if SENTENCE not in ending.stderr:

@@ -7,6 +7,7 @@ import json
 import logging.handlers
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -316,17 +317,17 @@ def take_words(made: tuple[list[str], Path]) -> None:
     words, folder = made
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8", errors="surrogateescape")
     cfg = compose("learn", [*words, "data.test=null"], folder=folder / "run")
-    with run_progress() as progress:
-        _prepare(cfg, progress, [])
+    with run_progress() as progress, ExitStack() as stack:
+        _prepare(cfg, progress, [], stack)
 
 
 FORMATS = (".vasp", ".cif", ".xsf", ".gen", ".json", ".pdb", ".xyz", ".cfg")
 TARGETS: dict[str, Target] = {
-    "extxyz": Target(46, partial(structure_files, suffixes=(".extxyz",)), damaged_file, take_structures),
-    "formats": Target(20, partial(structure_files, suffixes=FORMATS), damaged_file, take_structures),
-    "potential": Target(8, potentials, damaged_potential, take_potential),
-    "trajectory": Target(12, trajectory, damaged_trajectory, take_trajectory),
-    "run": Target(13, run_folder, damaged_run, take_run),
-    "words": Target(1, lambda folder: None, damaged_words, take_words),
+    "extxyz": Target(600, partial(structure_files, suffixes=(".extxyz",)), damaged_file, take_structures),
+    "formats": Target(200, partial(structure_files, suffixes=FORMATS), damaged_file, take_structures),
+    "potential": Target(27, potentials, damaged_potential, take_potential),
+    "trajectory": Target(120, trajectory, damaged_trajectory, take_trajectory),
+    "run": Target(50, run_folder, damaged_run, take_run),
+    "words": Target(3, lambda folder: None, damaged_words, take_words),
 }
 """Everything that is fuzzed, by name."""
