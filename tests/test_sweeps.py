@@ -208,7 +208,7 @@ def test_what_counts_as_finished(stand_in: Callable[[Job], None], toy_conf: Path
     assert cli.main(["learn", "seed=1"]) == 0  # and is itself done again when asked for
     assert called == [1, 2, 3, 1]
     water = toy_conf / "system" / "water.yaml"
-    water.write_text("size: 30\n")  # another configuration in the same folders
+    water.write_text("_target_: types.SimpleNamespace\nsize: 30\n")  # another configuration in the same folders
     assert cli.main(["learn", "sweep=seeds"]) == 0
     assert called == [1, 2, 3, 1, 1, 2, 3]
 

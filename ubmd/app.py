@@ -6,6 +6,7 @@ same parts are called one by one, so that bad input costs one sentence and leave
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import logging
@@ -123,12 +124,22 @@ def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) 
         raise InputError(explain(hydra, command, parsed, error)) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a group that is given a number
         raise InputError(" ".join(str(error).split())) from error
+    except (AttributeError, AssertionError) as error:  # Hydra's, for a parameter of a sweep that has none yet
+        text = next((o.input_line for o in parsed if o.key_or_group.startswith("hydra.sweeper.params")), None)
+        if text is None:
+            raise
+        raise InputError(f"{text} needs a sweep=OPTION; without one write KEY=VALUE,VALUE -m") from error
 
 
 def compose_checked(hydra: Hydra, command: Command, overrides: Sequence[str]) -> DictConfig:
     """Compose one configuration and compare it with the classes that it names; InputError if they differ."""
     cfg = compose_unchecked(hydra, command, overrides)
     config.validate(cfg, command.config_name)
+    for part in ("sweeper", "launcher"):
+        node = cfg.hydra[part]
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise InputError(f"hydra.{part}={node} must be a part, with a _target_; choose hydra/{part}=OPTION")
+    config.check_values(config.plain(job_config(copy.deepcopy(cfg))), command.config_name)
     return cfg
 
 
@@ -262,6 +273,7 @@ def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> A
         sweeps.write_record(folder, sweeps.JobRecord("running", attempt, digest))
         _limit_threads(hydra.launcher)
         config.validate(cfg, command.config_name)
+        config.check_values(config.plain(cfg), command.config_name)
         _check_device(cfg)
         module, name = command.function.split(":")
         function = getattr(importlib.import_module(module), name)
@@ -306,7 +318,8 @@ def job_config(cfg: DictConfig, folder: Path | str | None = None) -> DictConfig:
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(cfg)
-        run_folder = Path(os.path.abspath(folder or cfg.hydra.run.dir))
+        with config.readable():
+            run_folder = Path(os.path.abspath(folder or cfg.hydra.run.dir))
         with open_dict(cfg), read_write(cfg.hydra.runtime):
             cfg.hydra.runtime.output_dir = str(run_folder)
             HydraConfig.instance().set_config(cfg)

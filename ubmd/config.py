@@ -7,19 +7,18 @@ second one.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import inspect
 import os
-import pkgutil
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
@@ -30,9 +29,19 @@ from omegaconf.errors import OmegaConfBaseException
 import ubmd
 from ubmd import paths
 from ubmd.errors import InputError
+from ubmd.imports import extra_with, first_line, locate, options_of
+from ubmd.schema import KEYS, OPTIONAL, hints_of, mismatch, shown
 from ubmd.secrecy import hide, is_secret
 
-_INSTANTIATE_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
+_INSTANTIATE_KEYS: dict[str, Any] = {
+    "_target_": str,
+    "_partial_": bool,
+    "_args_": list,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+}
+_OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, OSError, MemoryError)
+"""What constructors raise for values that make no sense."""
 _LONGEST_NAME = 160
 _PACKAGES = ("torch", "lightning", "ase", "numpy", "hydra-core")
 
@@ -43,43 +52,6 @@ def suggestion(word: str, valid: Iterable[str], *, prefix: str = "") -> str:
     near = get_close_matches(word, options, n=2, cutoff=0.6) or [o for o in options if o.startswith(word)][:2]
     hint = f"did you mean {' or '.join(prefix + option for option in near)}? " if near else ""
     return f"{hint}(valid: {', '.join(options) or 'none'})"
-
-
-def locate(target: str, where: str = "_target_") -> Any:
-    """Import the object with a dotted name; `where` is the configuration key that asked for it."""
-    parts = target.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise InputError(f"{where}={target} needs the module {error.name}, which is not installed") from error
-        for index in range(cut, len(parts)):
-            if not hasattr(found, parts[index]):
-                names = [m.name for m in pkgutil.iter_modules(getattr(found, "__path__", []))]
-                names += [n for n in dir(found) if not n.startswith("_")]
-                near = get_close_matches(parts[index], names, n=1, cutoff=0.6)
-                hint = f"; did you mean {'.'.join([*parts[:index], near[0]])}?" if near else ""
-                owner = ".".join(parts[:index])
-                raise InputError(f"{where}={target} does not exist: {owner} has no {parts[index]}{hint}")
-            found = getattr(found, parts[index])
-        return found
-    raise InputError(f"{where}={target} does not exist: no module named {parts[0]}")
-
-
-def options_of(target: Any) -> dict[str, inspect.Parameter] | None:
-    """The keyword parameters of a class or function, or None if it takes any key (``**kwargs``)."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # some builtins have no signature
-        return None
-    kinds = {p.kind for p in parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        return None
-    hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
-    return {name: p for name, p in parameters.items() if p.kind not in hidden}
 
 
 def validate(cfg: DictConfig, config_name: str | None = None) -> None:
@@ -112,16 +84,53 @@ def _check_node(node: Any, where: str) -> None:
         raise InputError(f"{where} is missing: give it as {where}=VALUE{other}")
 
 
+def check_values(tree: Mapping[Any, Any], config_name: str) -> None:
+    """Compare the values of a resolved configuration with the types that its keys take.
+
+    Raises InputError for the first that does not fit.
+    """
+    base = base_keys(config_name)
+    for key, hint in KEYS.items():
+        *outer, name = key.split(".")
+        holder = tree[outer[0]] if outer and outer[0] in base else tree
+        if key.split(".", 1)[0] not in base or (name not in holder and key in OPTIONAL):
+            continue
+        if name not in holder:
+            raise InputError(f"{key} is missing; leave it at its default or give {key}=VALUE")
+        if wrong := mismatch(holder[name], hint, key):
+            raise InputError(wrong)
+    if wrong := _wrong_value(tree, ""):
+        raise InputError(wrong)
+
+
+def _wrong_value(node: Any, where: str) -> str | None:
+    """What is wrong with the options of a part, or of the parts in it."""
+    hints: dict[str, Any] = {}
+    ours = True
+    if isinstance(node, Mapping) and "_target_" in node:
+        ours = node["_target_"].startswith("ubmd.")
+        hints = hints_of(locate(node["_target_"], f"{where}._target_")) | _INSTANTIATE_KEYS
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        inner = f"{where}[{key}]" if isinstance(node, list) else f"{where}.{key}" if where else str(key)
+        wrong = mismatch(value, hints[key], inner, ours=ours) if key in hints else None
+        if wrong := wrong or _wrong_value(value, inner):
+            return wrong
+    return None
+
+
 def _check_target(node: Mapping[Any, Any], where: str) -> None:
     target = node["_target_"]
+    key = f"{where}._target_" if where else "_target_"
     if target == "???":
-        key = f"{where}._target_" if where else "_target_"
         raise InputError(f"{key} is missing: give the dotted name of a class or function, {key}=package.module.Name")
-    if not isinstance(target, str) or "${" in target:
+    if not isinstance(target, str):
+        raise InputError(f"{key}={shown(target)} must be the dotted name of a class or function")
+    if "${" in target:
         return
-    found = locate(target, f"{where}._target_" if where else "_target_")
+    found = locate(target, key)
     if not callable(found):
-        raise InputError(f"{where}._target_={target} is neither a class nor a function")
+        raise InputError(f"{key}={target} is neither a class nor a function")
     options = options_of(found)
     if options is None:
         return
@@ -140,8 +149,10 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
         raise InputError(f"{label} needs {keys}: give it as {prefix}{lacking[0]}=VALUE")
 
 
-def build(cfg: DictConfig, key: str) -> Any:
+def build(cfg: DictConfig, key: str, **given: Any) -> Any:
     """What a part of the configuration describes, e.g. ``build(cfg, "calibration.atomic")``.
+
+    What is completed later (``_partial_``) is completed by `given`, if there is any.
 
     Raises InputError for a part that is absent and for a value that its class refuses; Hydra would wrap it.
     """
@@ -149,15 +160,22 @@ def build(cfg: DictConfig, key: str) -> Any:
     if node is None:
         raise InputError(f"{key} is not chosen; leave it at its default or give {key}=OPTION")
     try:
-        return instantiate(node)
-    except InstantiationException as error:
+        made = instantiate(node)
+        return made(**given) if given else made
+    except InputError:
+        raise
+    except (InstantiationException, *_OF_VALUES, RuntimeError) as error:
         cause: BaseException | None = error
         while isinstance(cause, InstantiationException):
             cause = cause.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if isinstance(cause, TypeError | ValueError):
-            raise InputError(f"{key} holds a value of the wrong kind ({' '.join(str(cause).split())})") from error
+        if isinstance(cause, ImportError):
+            raise InputError(
+                f"{key} needs {cause.name}, which cannot be imported{extra_with(cause)} ({cause})"
+            ) from error
+        if isinstance(cause, _OF_VALUES) or "memory" in str(cause):
+            raise InputError(f"{key} holds a value of the wrong kind ({shown(str(cause), 200)})") from error
         raise
 
 
@@ -202,8 +220,8 @@ def set_threads(threads: int | str) -> None:
     """Limit torch to a number of CPU threads; "auto" leaves its choice alone."""
     if threads == "auto":
         return
-    if not isinstance(threads, int) or threads < 1:
-        raise InputError(f"threads={threads} must be a whole number, at least 1, or auto")
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InputError(f"threads={threads} must be a whole number between 1 and 1024, or auto")
     import torch
 
     torch.set_num_threads(threads)
@@ -251,16 +269,18 @@ def _device_list(devices: Any) -> list[int] | int | None:
 
 def plain(cfg: DictConfig | ListConfig) -> Any:
     """The configuration as plain dicts, lists and values with all references filled in."""
-    try:
+    with readable():
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turns what OmegaConf finds wrong with values and references into one sentence."""
+    try:
+        yield
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise InputError(f"{key}{first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
@@ -272,7 +292,9 @@ def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
     """
     patterns = list(exclude)
     items: dict[str, str] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    # as they were written: references in them are for another place
+    lines = OmegaConf.to_container(overrides) if isinstance(overrides, ListConfig) else list(overrides)
+    for override in OverridesParser.create().parse_overrides(lines):  # pyright: ignore[reportArgumentType]
         key = override.key_or_group + (f"@{override.package}" if override.package else "")
         if override.is_hydra_override() or is_secret(key) or any(fnmatchcase(key, pattern) for pattern in patterns):
             continue

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config
 from ubmd.errors import InputError
+from ubmd.schema import KEYS, OPTIONAL
 
 if TYPE_CHECKING:
     from ubmd.cli import Command
@@ -35,6 +36,8 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
             option = str(name).removesuffix(".yaml")
             if not options or not known or override.is_delete() or isinstance(name, dict) or "/" in option:
                 continue
+            if name is None and group in KEYS and group not in OPTIONAL:
+                raise InputError(f"{group}=null is not possible; choose one of {', '.join(sorted(options))}")
             if name is None:
                 raise InputError(f"{group}=null is not possible; write ~{group} for none of {group}")
             if option not in options:

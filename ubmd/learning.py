@@ -129,14 +129,14 @@ def _prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stac
     system: System = build(cfg, "system")
     exploration: Explorer = build(cfg, "dynamics")
     check_sizes(cfg, system, exploration)
-    exploration.check_bias(build(cfg, "bias")(potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
+    exploration.check_bias(build(cfg, "bias", potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
     for part in ("calibration.atomic", "calibration.total"):
         build(cfg, part)
     for part in ("model", "uncertainty"):
         check_parts(plain(cfg[part]), part)
-    model = build(cfg, "model")(species=system.symbols)
-    check_selection(build(cfg, "selection"), build(cfg, "uncertainty")(model=model))
-    build(cfg, "training")(model=model)
+    model = build(cfg, "model", species=system.symbols)
+    check_selection(build(cfg, "selection"), build(cfg, "uncertainty", model=model))
+    build(cfg, "training", model=model)
     reference: Reference = build(cfg, "reference")
     stress = trains_stress(cfg, system, exploration, reference)
     executor: LabelExecutor = build(cfg, "executor")
@@ -356,12 +356,12 @@ def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
     """The training module of a fresh model and the model's uncertainty."""
     dtype = getattr(torch, run.cfg.dtype)
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
-    model = build(run.cfg, "model")(species=run.system.symbols, seed=weights).to(dtype)
-    module = build(run.cfg, "training")(model=model)
+    model = build(run.cfg, "model", species=run.system.symbols, seed=weights).to(dtype)
+    module = build(run.cfg, "training", model=model)
     if index and run.cfg.learning.warm_start is not None:
         module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
-    uncertainty = build(run.cfg, "uncertainty")(model=model, seed=sketch).to(dtype)
+    uncertainty = build(run.cfg, "uncertainty", model=model, seed=sketch).to(dtype)
     return module, uncertainty
 
 

@@ -34,7 +34,7 @@ SAME_FORCE = 0.1
 
 def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
     """Whether the potential learns stress; refuses what this cannot go with."""
-    weight = cfg.training.loss.stress
+    weight = (cfg.training.get("loss") or {}).get("stress", 0.0)
     exploration.check_start(system.atoms, "system.structure")
     if exploration.needs_stress and not weight > 0:
         raise InputError(
@@ -92,7 +92,7 @@ def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
     stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
     check_max_force(cfg.labelling.max_force)
     learning = cfg.learning
-    for name in ("max_structures", "batch_size"):
+    for name in ("max_structures", "batch_size", "checkpoint_epochs"):
         if learning[name] < 1:
             raise InputError(f"learning.{name}={learning[name]} must be at least 1")
     if learning.max_rounds is not None and learning.max_rounds < 1:

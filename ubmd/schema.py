@@ -9,112 +9,67 @@ import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["SCHEMAS", "Node", "hints_of", "mismatch", "shown"]
+__all__ = ["KEYS", "OPTIONAL", "Node", "hints_of", "mismatch", "shown"]
 
 
 class Node:
     """A part that a class or function makes: a mapping with ``_target_``."""
 
 
-_Dtype = Literal["float32", "float64"]
 _Parts = Mapping[str, Node] | None
 
-
-class _Paths(TypedDict, total=False):
-    root: str
-    run_name: str
-    run: str
-    cache: str
-
-
-class _Calibration(TypedDict, total=False):
-    atomic: Node
-    total: Node
-
-
-class _Learning(TypedDict, total=False):
-    max_structures: int
-    max_rounds: int | None
-    batch_size: int
-    warm_start: float | None
-    checkpoint_epochs: int
-
-
-class _Labelling(TypedDict, total=False):
-    max_force: float | None
-
-
-class _Common(TypedDict, total=False):
-    name: str | int
-    seed: int
-    paths: _Paths
-    logger: _Parts
-
-
-class _Fitting(_Common, total=False):
-    dtype: _Dtype
-    model: Node
-    training: Node
-    trainer: Node
-    data: Node
-    uncertainty: Node
-    calibration: _Calibration
-    callbacks: _Parts
-
-
-class _Learn(_Fitting, total=False):
-    threads: int | Literal["auto"]
-    learning: _Learning
-    labelling: _Labelling
-    system: Node
-    reference: Node
-    executor: Node
-    bias: Node
-    dynamics: Node
-    selection: Node
-
-
-class _Train(_Fitting, total=False):
-    species: Literal["auto"] | Sequence[str]
-    checkpoint_epochs: int
-
-
-class _Evaluate(_Common, total=False):
-    potential: str
-    structures: str
-    alpha: float
-    batch_size: int
-    device: str
-
-
-class _Md(_Common, total=False):
-    potential: str
-    device: str
-    system: Node
-    bias: Node
-    dynamics: Node
-
-
-class _Label(_Common, total=False):
-    structures: str
-    labelling: _Labelling
-    reference: Node
-    executor: Node
-
-
-SCHEMAS: Mapping[str, Any] = {
-    "learn": _Learn,
-    "train": _Train,
-    "evaluate": _Evaluate,
-    "md": _Md,
-    "label": _Label,
+KEYS: Mapping[str, Any] = {
+    "name": str | int,
+    "seed": int,
+    "threads": int | Literal["auto"],
+    "retry": bool,
+    "dtype": Literal["float32", "float64"],
+    "device": str,
+    "potential": str,
+    "structures": str,
+    "species": Literal["auto"] | Sequence[str],
+    "alpha": float,
+    "batch_size": int,
+    "checkpoint_epochs": int,
+    "learning": Mapping,
+    "learning.max_structures": int,
+    "learning.max_rounds": int | None,
+    "learning.batch_size": int,
+    "learning.warm_start": float | None,
+    "learning.checkpoint_epochs": int,
+    "labelling": Mapping,
+    "labelling.max_force": float | None,
+    "paths": Mapping,
+    "paths.root": str,
+    "paths.run_name": str,
+    "paths.run": str,
+    "paths.cache": str,
+    "system": Node,
+    "reference": Node,
+    "executor": Node,
+    "model": Node,
+    "training": Node,
+    "trainer": Node,
+    "data": Node,
+    "uncertainty": Node,
+    "calibration": Mapping,
+    "calibration.atomic": Node,
+    "calibration.total": Node,
+    "bias": Node,
+    "dynamics": Node,
+    "selection": Node,
+    "callbacks": _Parts,
+    "logger": _Parts,
 }
-"""The keys of each command's configuration, defaults aside, which are in ``conf``."""
+"""What the keys that no class describes may be, in whichever command has them; defaults are in ``conf``."""
+
+OPTIONAL = ("callbacks", "logger")
+"""Keys that may be deleted."""
 
 
 def hints_of(target: Any) -> dict[str, Any]:
@@ -145,11 +100,6 @@ def mismatch(value: Any, hint: Any, where: str, *, ours: bool = True) -> str | N
         ours: whether the annotation is this package's; those of others are often narrower than what they take, and
             a class of theirs may stand for anything.
     """
-    if is_typeddict(hint) and isinstance(value, Mapping):
-        for name, inner in get_type_hints(hint).items():
-            if name in value and (found := mismatch(value[name], inner, f"{where}.{name}" if where else name)):
-                return found
-        return None
     if isinstance(value, float) and math.isnan(value):
         return f"{where}=nan is no number; leave it out or give one"
     if _fits(value, hint, ours):
@@ -219,9 +169,7 @@ def _fits(value: Any, hint: Any, ours: bool, *, inside: bool = False) -> bool:
     if hint in (bool, int, float, str, Path):
         return _fits_plain(value, hint, ours, inside)
     if _is_node(value):  # what it makes is not known before it is made
-        return not (is_typeddict(hint) or _is_mapping(hint))
-    if is_typeddict(hint):
-        return isinstance(value, Mapping) and mismatch(value, hint, "") is None
+        return not _is_mapping(hint)
     if _is_mapping(hint):
         return isinstance(value, Mapping) and (
             len(arguments) != 2 or all(_fits(item, arguments[1], ours, inside=True) for item in value.values())
@@ -229,7 +177,7 @@ def _fits(value: Any, hint: Any, ours: bool, *, inside: bool = False) -> bool:
     if _is_list(hint):
         return isinstance(value, list) and _fits_items(value, origin or hint, arguments, ours)
     # a class, or whatever can be called: only a part that is made can be one
-    return not ours or not isinstance(hint, type) or value.__class__ not in (bool, int, float, str, NoneType)
+    return not ours or hint in (Any, object) or not (isinstance(hint, type) or origin is Callable)
 
 
 def _fits_plain(value: Any, hint: type, ours: bool, inside: bool) -> bool:
@@ -268,7 +216,7 @@ def _described(hint: Any) -> str:
         return "null"
     if isinstance(hint, type) and hint in _NAMES:
         return _NAMES[hint]
-    if _is_mapping(hint) or is_typeddict(hint):
+    if _is_mapping(hint):
         inner = f" of {_plural(arguments[1])}" if len(arguments) == 2 else ""
         return f"a mapping{inner}, written {{key: value}}"
     if _is_list(hint):

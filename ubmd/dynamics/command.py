@@ -48,7 +48,7 @@ def run_md(cfg: DictConfig) -> None:
     exploration: Explorer = build(cfg, "dynamics")
     trained = load_potential(str(cfg.potential), device=device)
     parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
-    potential: WalkerPotential = build(cfg, "bias")(**parts).to(device)
+    potential: WalkerPotential = build(cfg, "bias", **parts).to(device)
     exploration.check_bias(potential)
     starts = _starts(cfg, trained)
     exploration.check_start(starts[0], "structure 0")

@@ -109,9 +109,9 @@ def load_potential(
         InputError: if the file is missing or is no such potential.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"potential {path} does not exist; give e.g. RUN/rounds/000/model.ckpt")
     try:
+        if not path.is_file():
+            raise InputError(f"potential {path} does not exist; give e.g. RUN/rounds/000/model.ckpt")
         content = read_torch_file(path)
     except (DamagedFileError, OSError) as error:
         raise InputError(f"{path} is not a potential written by ubmd, or it is damaged ({error})") from error

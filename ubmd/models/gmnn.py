@@ -39,7 +39,7 @@ def species_numbers(species: Sequence[str]) -> list[int]:
     Raises:
         InputError: for an unknown symbol or a symbol given twice.
     """
-    unknown = [s for s in species if s not in atomic_numbers]
+    unknown = [s for s in species if not atomic_numbers.get(s)]  # X is a ghost, with the number 0
     if unknown:
         raise InputError(f"system.species names {unknown[0]!r}, which is not a chemical symbol; write e.g. H, C, Al")
     if len(set(species)) != len(species) or not species:

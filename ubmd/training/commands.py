@@ -120,9 +120,9 @@ def _prepare(cfg: DictConfig) -> _Job:
     dtype = getattr(torch, cfg.dtype)
     for part in ("model", "uncertainty"):
         check_parts(plain(cfg[part]), part)
-    model = build(cfg, "model")(species=species, seed=stage_seed(cfg.seed, 0, Stage.WEIGHTS)).to(dtype)
-    module: PotentialModule = build(cfg, "training")(model=model)
-    uncertainty = build(cfg, "uncertainty")(model=model, seed=stage_seed(cfg.seed, 0, Stage.SKETCH)).to(dtype)
+    model = build(cfg, "model", species=species, seed=stage_seed(cfg.seed, 0, Stage.WEIGHTS)).to(dtype)
+    module: PotentialModule = build(cfg, "training", model=model)
+    uncertainty = build(cfg, "uncertainty", model=model, seed=stage_seed(cfg.seed, 0, Stage.SKETCH)).to(dtype)
     datamodule = files.datamodule(
         cutoff=model.cutoff,
         species=species,

@@ -83,7 +83,7 @@ def fit_and_predict(
         InputError: if the fit would end, or has ended, before its first validation, or diverged.
     """
     limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
-    further: list[Callback] = [instantiate(c) for c in (cfg.callbacks or {}).values()]
+    further: list[Callback] = [instantiate(c) for c in (cfg.get("callbacks") or {}).values()]
     checkpoint = FitCheckpoint(folder / "last.ckpt", checkpoint_epochs)
     with progress.stage(title) as stage:
         trainer = _trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -129,5 +130,5 @@ def _huber(error: Tensor, delta: Tensor | float) -> Tensor:
 
 def _check_weights(energy: float, forces: float, stress: float) -> None:
     for name, weight in (("energy", energy), ("forces", forces), ("stress", stress)):
-        if weight < 0:
-            raise InputError(f"training.loss.{name}={weight} must not be negative")
+        if not 0 <= weight < math.inf:
+            raise InputError(f"training.loss.{name}={weight} must not be negative, nan or inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,8 +45,10 @@ class LearningRates:
 
     def __post_init__(self) -> None:
         for name in ("readout", "representation", "shift", "scale"):
-            if getattr(self, name) < 0:
-                raise InputError(f"training.learning_rates.{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"training.learning_rates.{name}={getattr(self, name)} must not be negative, nan or inf"
+                )
 
 
 class PotentialModule(LightningModule):
@@ -67,7 +70,8 @@ class PotentialModule(LightningModule):
         start: a potential (``model.ckpt``) whose weights to start from; None starts afresh.
 
     Raises:
-        InputError: for a negative ``sam_radius``, or a ``start`` that does not fit the model.
+        InputError: for ``betas``, an ``eps`` or a ``sam_radius`` out of range, or a ``start`` that does not fit the
+            model.
     """
 
     def __init__(
@@ -81,8 +85,12 @@ class PotentialModule(LightningModule):
         start: str | None = None,
     ):
         super().__init__()
-        if not sam_radius >= 0:
+        if not 0 <= sam_radius < math.inf:
             raise InputError(f"training.sam_radius={sam_radius} must not be negative; 0 is off")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"training.betas={list(betas)} must be two numbers, at least 0 and below 1")
+        if not 0 < eps < math.inf:
+            raise InputError(f"training.eps={eps} must be a positive number")
         if sam_radius and model.n_members > 1:
             # one step to the worst neighbour of all parameters together would tie the members to each other
             raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
