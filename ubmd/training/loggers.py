@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,9 @@ from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.secrecy import hidden
 
-__all__ = ["check_loggers", "close_loggers", "open_loggers"]
+__all__ = ["check_loggers", "close_loggers", "open_loggers", "wandb_id"]
+
+log = logging.getLogger(__name__)
 
 
 def check_loggers(cfg: DictConfig) -> None:
@@ -57,13 +61,10 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     out: list[Logger] = []
     for config in (cfg.get("logger") or {}).values():
         if config._target_.endswith("WandbLogger"):
-            file = folder / "wandb_id.txt"
-            if not file.exists():
-                write_text(file, secrets.token_hex(4))
             if config.get("offline"):
                 # wandb's remarks are about syncing, which an offline run does later
                 os.environ.setdefault("WANDB_SILENT", "true")
-            logger = instantiate(config, id=file.read_text(encoding="utf-8").strip(), resume="allow")
+            logger = instantiate(config, id=wandb_id(folder / "wandb_id.txt"), resume="allow")
             # Lightning hands on a setting that wandb has given up, and wandb would say so in every run
             logger._wandb_init.pop("anonymous", None)
             _start(logger)
@@ -87,6 +88,18 @@ def _start(logger: WandbLogger) -> None:
             f"wandb cannot start its run ({first_line(error)}); start the same command again with WANDB_MODE=offline, "
             "and `wandb sync` the run folder later, or with logger=csv"
         ) from error
+
+
+def wandb_id(file: Path) -> str:
+    """The id of the run in wandb that a file keeps; a new one if it is missing or damaged."""
+    known = file.read_bytes().decode(errors="replace").strip() if file.exists() else None
+    if known is not None and re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
+        return known
+    if known is not None:
+        log.warning("%s is damaged; wandb goes on with a new run", file)
+    new = secrets.token_hex(4)
+    write_text(file, new)
+    return new
 
 
 def close_loggers(loggers: Sequence[Logger]) -> None:
