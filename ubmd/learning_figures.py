@@ -12,7 +12,7 @@ from ubmd.models.checkpoint import load_potential
 from ubmd.training.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 
 if TYPE_CHECKING:
-    from ubmd.learning import Run
+    from ubmd.learning_run import Run
 
 __all__ = ["draw_calibration", "draw_volume_errors"]
 

@@ -311,14 +311,14 @@ def damaged_words(seeds: None, random: Random, folder: Path) -> tuple[list[str],
 
 def take_words(made: tuple[list[str], Path]) -> None:
     """Composes, checks and builds what a run consists of; nothing is computed."""
-    from ubmd.learning import _prepare
+    from ubmd.learning_run import prepare
     from ubmd.progress import run_progress
 
     words, folder = made
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8", errors="surrogateescape")
     cfg = compose("learn", [*words, "data.test=null"], folder=folder / "run")
     with run_progress() as progress, ExitStack() as stack:
-        _prepare(cfg, progress, [], stack)
+        prepare(cfg, progress, [], stack)
 
 
 FORMATS = (".vasp", ".cif", ".xsf", ".gen", ".json", ".pdb", ".xyz", ".cfg")
