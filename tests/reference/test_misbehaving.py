@@ -30,7 +30,7 @@ SAYS = {
     "setup": "Bad is not set up (CalculatorSetupError: set MYCODE_COMMAND",
     "segfault": "its worker",
     "os_exit": "its worker",
-    "hang": "it took longer than executor.time_limit=6.0 s",
+    "hang": "it took longer than executor.time_limit=20.0 s",
 }
 ENDS_THE_PROCESS = ("segfault", "os_exit", "hang")
 
