@@ -354,7 +354,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, Sequence[str], str]] = {
     ),
     "lacking species": (None, ("species=[Cu]",), "of data.train contains Au, which is not in species=['Cu']"),
     "wrong species": (None, ("species=[Cu,Xx]",), "species names 'Xx', which is not a chemical symbol"),
-    "species as text": (None, ("species=Cu",), "species=Cu must be a list, e.g. species=[H,C,O], or auto"),
+    "species as text": (None, ("species=Cu",), "species=Cu must be auto or a list of texts, written [a, b]"),
     "no valid": (None, ("data.valid=none.extxyz",), "structure file none.extxyz does not exist"),
     "no start": (None, ("training.start=none.ckpt",), "potential none.ckpt does not exist"),
     "fraction": (None, ("data.validation_fraction=1.5",), "data.validation_fraction=1.5 must lie between 0 and 1"),

@@ -68,7 +68,7 @@ def run_md(cfg: DictConfig) -> None:
         (folder / "walkers.pt").unlink(missing_ok=True)
         progress.console.print(walkers_table(result))
         progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
-        if not result.n_frames:
+        if not result.n_frames and all(StopReason(reason).unphysical for reason in result.reasons):
             raise StoppedShort(
                 f"no walker reached its first frame, dynamics.frame_interval={exploration.frame_interval} steps after "
                 "its start (see the table for why they stopped); lower dynamics.frame_interval, "
