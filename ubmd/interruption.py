@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "exposed", "handled", "reinstall", "requested", "shielded", "stop"]
+__all__ = ["Interrupted", "exposed", "handled", "kept", "reinstall", "requested", "shielded", "stop"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What schedulers send before they kill, and Ctrl-C."""
@@ -69,6 +69,20 @@ def reinstall() -> None:
         for signum in SIGNALS:
             if getattr(signal.getsignal(signum), "signal_handlers", [])[-1:] == [_note]:
                 signal.signal(signum, _note)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Leaves the signals to whom they belong before the block, which imports a library that takes them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

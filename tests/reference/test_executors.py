@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -216,6 +217,9 @@ def test_slurm_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from distributed.security import Security
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     executor = Slurm(
         jobs=3,
         threads=4,
@@ -228,6 +232,7 @@ def test_slurm_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     assert executor.ahead == 3
     executor._cluster = cluster = executor.cluster()
+    assert signal.getsignal(signal.SIGINT) is on_interrupt
     try:
         script = cluster.job_script().splitlines()
         address = cluster.scheduler_address

@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ubmd import interruption
 from ubmd.errors import InputError
 from ubmd.reference.base import UnfinishedError
 from ubmd.reference.executors import LabelExecutor, check_positive
@@ -182,7 +183,8 @@ class Slurm(Dask):
         Whoever speaks to its scheduler runs code as this user, and the scheduler has to listen where the jobs' nodes
         reach it. So it speaks to nobody but those who have the certificate that is made for it here.
         """
-        from dask_jobqueue.slurm import SLURMCluster
+        with interruption.kept():  # its import has Ctrl-C end the program without a word
+            from dask_jobqueue.slurm import SLURMCluster
 
         # in the home folder, as that is the one that all nodes of a cluster share
         self._certificates = Path(tempfile.mkdtemp(prefix=".ubmd-slurm-", dir=Path.home()))
