@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from timing import medians
 
-from ubmd.app import compose
+from ubmd.bias.biased import BiasedPotential
+from ubmd.cli.app import compose
 from ubmd.config import build
 from ubmd.data.batch import AtomicBatch, collate
-from ubmd.dynamics.bias import BiasedPotential
 from ubmd.models.potential import Potential
 from ubmd.reference.alanine_dipeptide import initial_structure
 

@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.config import plain
-from ubmd.models.checkpoint import save_potential
 from ubmd.progress import run_progress
-from ubmd.rounds import RoundStore
+from ubmd.rounds.fit import fit_and_predict, set_up_lightning
+from ubmd.runs.store import RoundStore
 from ubmd.seeding import Stage, stage_seed
-from ubmd.training.fit import fit_and_predict, set_up_lightning
+from ubmd.uncertainty.checkpoint import save_potential
 
 
 def run_variant(

@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from ase.md.melchionna import MelchionnaNPT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 
-from ubmd.analysis.autocorrelation import effective_sample_size
+from ubmd.observables.autocorrelation import effective_sample_size
 
 TRAJECTORIES, STEPS, EQUILIBRATION = 6, 4000, 1000
 KELVIN, TIME_STEP, THERMOSTAT_TIME, BAROSTAT_TIME, BULK_MODULUS = 600.0, 5.0, 30.0, 50.0, 100.0  # K, fs, fs, fs, GPa

@@ -20,11 +20,11 @@ from ase.optimize import BFGS
 
 from ubmd.analysis.volumes import cell_volumes
 from ubmd.data.io import write_structures
-from ubmd.data.mil53 import PATH_FILE, crystal_structure
 from ubmd.reference.labelling import label_structures
-from ubmd.reference.relaxation import CELL_FACTOR, ReferenceCalculator
 from ubmd.reference.store import LabelStore
 from ubmd.reference.tblite_reference import TBLiteReference
+from ubmd.systems.mil53 import PATH_FILE, crystal_structure
+from ubmd.systems.relaxation import CELL_FACTOR, ReferenceCalculator
 
 VOLUMES = (1320, 1200, 1080, 960, 840)  # Å³
 FMAX, FMAX_BETWEEN = 0.05, 0.1  # eV/Å

@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.io import write
 from omegaconf import DictConfig
 
-from ubmd import app
-from ubmd.analysis.metrics import read_metrics
+from ubmd.cli import app
+from ubmd.runs.metrics import read_metrics
 
 Damage = Callable[[Path], None]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from ubmd import cli
-from ubmd.analysis.metrics import read_metrics
 from ubmd.analysis.volumes import cell_volumes
+from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled, read_structures, write_structures
 from ubmd.data.perturb import perturb
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.reference.store import LabelStore
+from ubmd.runs.metrics import read_metrics
 
 TINY = [
     "experiment=bulk_demo",

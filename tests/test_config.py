@@ -8,8 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ubmd import app, config, paths
-from ubmd.cli import COMMANDS
+from ubmd import config, paths
+from ubmd.cli import app
+from ubmd.cli.main import COMMANDS
 from ubmd.errors import InputError
 
 EXPERIMENTS = sorted(file.stem for file in (paths.config_dir() / "experiment").glob("*.yaml"))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from ubmd.analysis.metrics import COLUMNS, write_metrics
 from ubmd.data.io import write_structures
+from ubmd.runs.metrics import COLUMNS, write_metrics
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.dynamics.walker_toys import Toy, cluster, walkers
 from ubmd.callbacks.checkpoint import WholeFiles
-from ubmd.dynamics.langevin import Langevin
+from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.stopping import StoppingRules
 from ubmd.dynamics.trajectory import write_trajectory
 from ubmd.dynamics.walkers import run_walkers

@@ -15,7 +15,7 @@ import pytest
 
 from tests.dynamics.test_walker_resume import LANGEVIN, assert_same, crystals, molecules
 from tests.reference.test_labelling import Spring, pairs
-from ubmd import cli
+from ubmd.cli import main as cli
 from ubmd.dynamics.walkers import run_walkers
 from ubmd.interruption import Interrupted, exposed, handled, requested, shielded
 from ubmd.reference.labelling import label_structures
@@ -207,7 +207,7 @@ def learning(
 ) -> Callable[..., None]:
     """Puts a function in the place of ``ubmd learn``'s."""
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
-    return lambda function: monkeypatch.setattr("ubmd.learning.learn", function)
+    return lambda function: monkeypatch.setattr("ubmd.rounds.loop.learn", function)
 
 
 def test_a_signal_that_breaks_off_an_import_is_no_error(

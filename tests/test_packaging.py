@@ -33,7 +33,7 @@ def test_the_wheel_carries_everything(unpacked_wheel: Path) -> None:
     assert shipped == {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
     assert (unpacked_wheel / "ubmd" / "py.typed").is_file()
     (metadata,) = unpacked_wheel.glob("ubmd-*.dist-info")
-    assert "ubmd = ubmd.cli:main" in (metadata / "entry_points.txt").read_text()
+    assert "ubmd = ubmd.cli.main:main" in (metadata / "entry_points.txt").read_text()
     assert "!=2.6.2" in (metadata / "METADATA").read_text()
     assert {p.name for p in unpacked_wheel.iterdir()} == {"ubmd", metadata.name}
 

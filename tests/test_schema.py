@@ -12,8 +12,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from ubmd import config
-from ubmd.app import check, compose, open_hydra
-from ubmd.cli import COMMANDS
+from ubmd.cli.app import check, compose, open_hydra
+from ubmd.cli.main import COMMANDS
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN, species_numbers
 from ubmd.schema import KEYS, Node, hints_of, mismatch

@@ -15,8 +15,9 @@ from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 from ase.io import write
 
-from ubmd import cli, config, secrecy
-from ubmd.continuation import config_digest
+from ubmd import config, secrecy
+from ubmd.cli import main as cli
+from ubmd.runs.continuation import config_digest
 
 SECRETS = ("s3cr3tXYZ", "pa55wordQ", "fromenv777", "urlpass99", "nested444", "wandbkey55")
 
@@ -85,7 +86,7 @@ def test_is_no_secret(key: str) -> None:
 
 
 def test_no_configuration_of_ubmd_has_secrets() -> None:
-    from ubmd import app
+    from ubmd.cli import app
 
     for command in ("learn", "label"):
         overrides = ["structures=a.xyz", "reference.calculator._target_=ase.calculators.emt.EMT"]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from ubmd.cli import main
+from ubmd.cli.main import main
 
 sys.exit(main())

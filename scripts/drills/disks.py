@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         print("disks: only root can mount them", file=sys.stderr)
         return 1
-    for name in ("ubmd.app", "ubmd.learning", "ubmd.training.commands", "ubmd.dynamics.command", "ase.calculators.emt"):
+    for name in ("ubmd.cli.app", "ubmd.rounds.loop", "ubmd.commands.train", "ubmd.commands.md", "ase.calculators.emt"):
         importlib.import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="ubmd-disks-"))
     os.environ |= {"UBMD_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
@@ -141,7 +141,7 @@ def forked(command: Sequence[str], output: Path) -> tuple[int, str]:
         try:
             for number in (1, 2):
                 os.dup2(os.open(f"{output}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            from ubmd.cli import main
+            from ubmd.cli.main import main
 
             code = main(list(command))
         except BaseException:

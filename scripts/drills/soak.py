@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ubmd.app import compose
-    from ubmd.learning import learn
+    from ubmd.cli.app import compose
+    from ubmd.rounds.loop import learn
 
     folder = Path(tempfile.mkdtemp(prefix="ubmd-soak-"))
     os.environ["UBMD_CACHE"] = str(folder / "cache")

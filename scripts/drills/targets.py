@@ -24,18 +24,18 @@ from hydra.utils import instantiate
 from drills.compared import equal
 from drills.mutations import Random, changed, damaged
 from ubmd.analysis.comparison import compare_runs
-from ubmd.analysis.metrics import COLUMNS, read_metrics
-from ubmd.app import compose
-from ubmd.check import inspect
-from ubmd.compare import read_folders
+from ubmd.cli.app import compose
+from ubmd.commands.check import inspect
+from ubmd.commands.compare import read_folders
 from ubmd.data.batch import collate
 from ubmd.data.inherit import Inherited
 from ubmd.data.io import is_labelled, read_structures, write_structures
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
 from ubmd.dynamics.trajectory import read_trajectory, seal, write_trajectory
-from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.models.potential import Potential
-from ubmd.rounds import RoundStore
+from ubmd.runs.metrics import COLUMNS, read_metrics
+from ubmd.runs.store import RoundStore
+from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ calibration.atomic.alpha=0.1 learning.max_rounds=2 learning.warm_start=0.25 trai
 """.split()  # noqa: SIM905
 WORDS = """
 nan inf -1 0 1e400 2.5 abc null true '' [] {} [1,2] {a:1} ??? 1,2 Å ${seed} ${oc.env:HOME} ${nothing}
-glob(*) range(3) choice(1,2) / . ~ a=b " \\ None 99999999999999999999 -0.0 1e-320 ubmd.cli.main os.system
+glob(*) range(3) choice(1,2) / . ~ a=b " \\ None 99999999999999999999 -0.0 1e-320 ubmd.cli.main.main os.system
 [[1]] 0x10 on off 1_0 tag(x,1)
 """.split()  # noqa: SIM905
 
@@ -311,8 +311,8 @@ def damaged_words(seeds: None, random: Random, folder: Path) -> tuple[list[str],
 
 def take_words(made: tuple[list[str], Path]) -> None:
     """Composes, checks and builds what a run consists of; nothing is computed."""
-    from ubmd.learning_run import prepare
     from ubmd.progress import run_progress
+    from ubmd.rounds.run import prepare
 
     words, folder = made
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8", errors="surrogateescape")

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
+from ubmd.analysis.evaluation import Evaluation, error_metrics
 from ubmd.analysis.held_out import squared_errors
 from ubmd.analysis.volume_figures import cell_histograms, error_by_volume, volume_histogram, volume_series
 from ubmd.errors import InputError
-from ubmd.training.evaluation import Evaluation, error_metrics
 
 PHASES = {"closed": (0, 950), "large": (1150, float("inf"))}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ubmd import cli
-from ubmd.analysis.metrics import read_metrics
+from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled
 from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.runs.metrics import read_metrics
 
 TINY = [
     "logger=csv",

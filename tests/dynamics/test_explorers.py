@@ -10,23 +10,24 @@ import torch
 from ase import Atoms
 
 from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
-from ubmd import app, paths
+from ubmd import paths
+from ubmd.bias.metadynamics import Metadynamics
+from ubmd.cli import app
 from ubmd.config import build
 from ubmd.data.batch import collate
 from ubmd.data.perturb import stretch
 from ubmd.dynamics.adversarial import AdamDescent, AdversarialExploration
 from ubmd.dynamics.connectivity import Rotation
 from ubmd.dynamics.explore import Explorer, WalkerExploration
-from ubmd.dynamics.langevin import Langevin
-from ubmd.dynamics.metadynamics import Metadynamics
-from ubmd.dynamics.montecarlo import Metropolis, MonteCarlo, MonteCarloExploration
+from ubmd.dynamics.integrators.langevin import Langevin
+from ubmd.dynamics.integrators.montecarlo import Metropolis, MonteCarlo, MonteCarloExploration
 from ubmd.dynamics.perturbation import PerturbationExploration, RandomPerturbation
 from ubmd.dynamics.state import resting_state
 from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
-from ubmd.dynamics.variables import Torsions
 from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import InputError
+from ubmd.observables.variables import Torsions
 
 RULES = StoppingRules(0.1, max_steps=60, min_distance=0.3)
 

@@ -11,17 +11,17 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
 
-from tests.dynamics.test_langevin import STEPS, Springs, ase_langevin, plain_toy, run
+from tests.dynamics.integrators.test_langevin import STEPS, Springs, ase_langevin, plain_toy, run
 from tests.dynamics.walker_toys import Toy, cluster, gas
 from ubmd.data.batch import collate
 from ubmd.dynamics.adversarial import AdamDescent, AdversarialExploration
 from ubmd.dynamics.connectivity import rotations
 from ubmd.dynamics.exploration import frames_to_atoms
 from ubmd.dynamics.explore import Explorer, WalkerExploration
-from ubmd.dynamics.langevin import Langevin
-from ubmd.dynamics.melchionna import Melchionna
-from ubmd.dynamics.montecarlo import MonteCarlo, MonteCarloExploration
-from ubmd.dynamics.mtk import MTK
+from ubmd.dynamics.integrators.langevin import Langevin
+from ubmd.dynamics.integrators.melchionna import Melchionna
+from ubmd.dynamics.integrators.montecarlo import MonteCarlo, MonteCarloExploration
+from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.perturbation import PerturbationExploration, RandomPerturbation
 from ubmd.dynamics.state import evaluate, initial_state, kinetic_temperature

@@ -6,7 +6,7 @@ from ase import Atoms
 
 from tests.dynamics.walker_toys import Toy, cluster, gas, walkers
 from tests.models.contract import crystal
-from ubmd.dynamics.langevin import Langevin
+from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.skin import outran_skin, rebuild_neighbours, refresh_neighbours
 from ubmd.dynamics.state import WalkerState, evaluate

@@ -9,17 +9,17 @@ import pytest
 import torch
 from ase import Atoms
 
-from tests.dynamics.bias_parts import Parts, batch_of, crystals, difference_strain, fitted_parts
+from tests.bias.bias_parts import Parts, batch_of, crystals, difference_strain, fitted_parts
 from tests.dynamics.npt_toys import advance
+from ubmd.bias.biased import BiasedPotential
+from ubmd.bias.metadynamics import Metadynamics
+from ubmd.bias.quantity import SumOfAtomic
 from ubmd.data.batch import AtomicBatch
 from ubmd.dynamics.adversarial import AdversarialPotential
-from ubmd.dynamics.bias import BiasedPotential
-from ubmd.dynamics.metadynamics import Metadynamics
-from ubmd.dynamics.mtk import MTK
-from ubmd.dynamics.quantity import SumOfAtomic
+from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.state import initial_state
-from ubmd.dynamics.variables import CellLengths, Volume
 from ubmd.models.potential import Memory, WalkerPotential
+from ubmd.observables.variables import CellLengths, Volume
 
 
 @pytest.fixture(scope="module")

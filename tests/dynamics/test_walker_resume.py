@@ -12,9 +12,9 @@ import torch
 
 from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
 from ubmd.dynamics.exploration import Exploration
-from ubmd.dynamics.langevin import Langevin
-from ubmd.dynamics.melchionna import Melchionna
-from ubmd.dynamics.mtk import MTK
+from ubmd.dynamics.integrators.langevin import Langevin
+from ubmd.dynamics.integrators.melchionna import Melchionna
+from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.state import WalkerState
 from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.walkers import run_walkers

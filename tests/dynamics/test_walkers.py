@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 
 from tests.dynamics.walker_toys import EXPLORATION_FIELDS, Plain, Toy, assert_same, cluster, gas, walkers
-from ubmd.dynamics.langevin import Langevin, langevin_step
+from ubmd.dynamics.integrators.langevin import Langevin, langevin_step
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.state import evaluate
 from ubmd.dynamics.stopping import StoppingRules, StopReason

@@ -130,7 +130,7 @@ def test_charge_and_spin_of_the_structure_are_in_the_input(tmp_path: Path) -> No
 
 
 def test_the_papers_input(tmp_path: Path) -> None:
-    from ubmd.app import compose
+    from ubmd.cli.app import compose
 
     overrides = ["reference=cp2k", "structures=x.xyz", "reference.eps_scf=1e-7"]
     cfg = compose("label", overrides)

@@ -20,7 +20,7 @@ from ubmd.reference.base import ReferenceError
 from ubmd.reference.cmap import CMAP, dihedrals
 from ubmd.reference.ff19sb import FF19SB
 from ubmd.reference.openmm_system import build_system, cmap_tables, energy_and_forces, topology
-from ubmd.reference.sampling import sample_ff19sb
+from ubmd.systems.sampling import sample_ff19sb
 from ubmd.units import KCAL_PER_MOL
 
 BOTH = pytest.mark.parametrize("cmap", [False, True], ids=["without_cmap", "with_cmap"])

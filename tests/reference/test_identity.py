@@ -20,8 +20,8 @@ from ubmd.reference import identity
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.ff19sb import FF19SB
 from ubmd.reference.labelling import label_structures
-from ubmd.reference.relaxation import Relaxation
 from ubmd.reference.store import LabelStore
+from ubmd.systems.relaxation import Relaxation
 
 TEACHER = """
 import torch

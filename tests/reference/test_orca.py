@@ -77,7 +77,7 @@ def test_an_output_that_just_ends_is_not_accepted() -> None:
 
 
 def test_its_configuration() -> None:
-    from ubmd.app import compose
+    from ubmd.cli.app import compose
 
     reference = build(compose("label", ["reference=orca", "structures=x.xyz", "reference.charge=-1"]), "reference")
     assert reference.fingerprint()["charge"] == -1

@@ -18,15 +18,15 @@ from omegaconf import OmegaConf
 from tests.training.test_module import CUTOFF, STRUCTURES, datamodule, initialise, module, trainer
 from ubmd.callbacks.ema import ExponentialMovingAverage
 from ubmd.callbacks.scale_shift import FitScaleShift
+from ubmd.commands.trainer_options import trainer_limits
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
-from ubmd.models.checkpoint import save_potential
 from ubmd.progress import run_progress
-from ubmd.training.fit import fit_and_predict
+from ubmd.rounds.fit import fit_and_predict
 from ubmd.training.loss import HuberLoss, SquaredLoss
 from ubmd.training.module import LearningRates, PotentialModule
 from ubmd.training.sam import at_worst_neighbour
-from ubmd.training.trainer_options import trainer_limits
+from ubmd.uncertainty.checkpoint import save_potential
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The number of training batches", "ignore:The '.*_dataloader' does not have many workers"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.uncertainty.test_feature_uncertainty import batch_of, explicit_features
+from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch
-from ubmd.dynamics.bias import BiasedPotential
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, differentiate
 from ubmd.uncertainty import DistanceUncertainty, FeaturesFactory, FullGradients, LastLayer, SketchedGradients

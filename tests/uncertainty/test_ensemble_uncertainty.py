@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tests.models import contract
 from tests.models.test_ensemble import batch_of, ensemble, members
+from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
-from ubmd.dynamics.bias import BiasedPotential
 from ubmd.errors import InputError
-from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, differentiate
 from ubmd.uncertainty import EnsembleUncertainty, FeatureUncertainty, SketchedGradients
+from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
 
 def calibrated(model: Ensemble) -> EnsembleUncertainty:

@@ -9,8 +9,8 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
-from ubmd.dynamics.bias import BiasedPotential
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential

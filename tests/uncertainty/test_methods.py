@@ -12,17 +12,17 @@ from lightning.pytorch import Trainer
 
 from tests.models.test_ensemble import copper
 from ubmd import paths
-from ubmd.app import compose
+from ubmd.bias.biased import BiasedPotential
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.scale_shift import FitScaleShift
+from ubmd.cli.app import compose
 from ubmd.config import build, plain
 from ubmd.data.batch import collate
 from ubmd.data.datamodule import GrowingDataModule
-from ubmd.dynamics.bias import BiasedPotential
-from ubmd.models.checkpoint import load_potential, save_potential
 from ubmd.models.potential import Potential
 from ubmd.selection import Pool, check_selection
 from ubmd.training.module import PotentialModule
+from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
 TINY = ["system.structure=none", "reference.calculator._target_=ase.calculators.emt.EMT"]
 SPECIES = ["Cu", "Au"]

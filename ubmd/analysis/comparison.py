@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ubmd.continuation import MAY_DIFFER
+from ubmd.runs.continuation import MAY_DIFFER
 
 __all__ = [
     "METRICS",

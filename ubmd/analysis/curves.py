@@ -19,7 +19,7 @@ from ubmd.errors import InputError
 __all__ = ["compared_curves", "exploration_curves", "learning_curves"]
 
 Rounds = Sequence[Mapping[str, float | int | None]]
-"""Rows of a ``metrics.csv``, see :mod:`ubmd.analysis.metrics`."""
+"""Rows of a ``metrics.csv``, see :mod:`ubmd.runs.metrics`."""
 
 _PANELS = (
     ("energy_rmse_mev_per_atom", "Energy RMSE (meV/atom)", True),
@@ -45,7 +45,7 @@ def learning_curves(rounds: Rounds) -> Figure:
     Panels for stress and coverage appear if any round has them; rounds without a value leave no mark.
 
     Args:
-        rounds: rows of ``metrics.csv``, see :mod:`ubmd.analysis.metrics`.
+        rounds: rows of ``metrics.csv``, see :mod:`ubmd.runs.metrics`.
 
     Raises:
         InputError: no round has the sizes of its data and an energy or force error.

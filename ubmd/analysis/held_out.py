@@ -10,16 +10,16 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
+from ubmd.analysis.evaluation import Evaluation, evaluate_structures
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.report import labelled_volumes
 from ubmd.analysis.volume_figures import error_by_volume
-from ubmd.models.checkpoint import load_potential
-from ubmd.training.evaluation import Evaluation, evaluate_structures
+from ubmd.uncertainty.checkpoint import load_potential
 from ubmd.units import MPA
 
 if TYPE_CHECKING:
-    from ubmd.data.system import System
-    from ubmd.rounds import RoundStore
+    from ubmd.runs.store import RoundStore
+    from ubmd.systems.system import System
 
 __all__ = ["draw_errors_by_volume", "squared_errors"]
 

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ubmd.analysis.autocorrelation import act
 from ubmd.analysis.comparison import is_tested
-from ubmd.analysis.coverage import coverage
 from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.figures import ramachandran, save_figure
 from ubmd.analysis.tables import rounds_table, stage_times_table
@@ -20,13 +18,15 @@ from ubmd.analysis.torsions import torsion_angles
 from ubmd.analysis.volume_figures import cell_histograms, volume_histogram, volume_series
 from ubmd.analysis.volumes import cell_volumes, walker_transitions
 from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.observables.autocorrelation import act
+from ubmd.observables.coverage import coverage
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ubmd.data.system import System
     from ubmd.dynamics.exploration import Exploration
-    from ubmd.rounds import RoundStore
+    from ubmd.runs.store import RoundStore
+    from ubmd.systems.system import System
 
 __all__ = ["explorations", "report_run", "round_analysis", "torsion_coverage"]
 

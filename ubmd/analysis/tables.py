@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from ubmd.analysis.metrics import STAGES
+from ubmd.runs.metrics import STAGES
 
 __all__ = ["rounds_table", "stage_times_table"]
 
@@ -24,7 +24,7 @@ def rounds_table(rounds: Sequence[Row]) -> Table:
     Columns for stress and coverage appear if any round has them. 80 terminal columns suffice for everything.
 
     Args:
-        rounds: rows of ``metrics.csv`` (:mod:`ubmd.analysis.metrics`); missing values show as a dash.
+        rounds: rows of ``metrics.csv`` (:mod:`ubmd.runs.metrics`); missing values show as a dash.
     """
     columns: dict[str, Callable[[Row], str]] = {
         "\nround": lambda row: _cell(row.get("round"), _integer),

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Phases = Mapping[str, Sequence[float]]
-"""Named ranges of volume, ``[low, high)`` in Å³, as :attr:`ubmd.data.system.System.phases` holds them."""
+"""Named ranges of volume, ``[low, high)`` in Å³, as :attr:`ubmd.systems.system.System.phases` holds them."""
 
 BETWEEN = -1
 """Index of a volume that belongs to no phase."""

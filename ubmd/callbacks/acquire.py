@@ -19,7 +19,7 @@ from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport, label_structures
 from ubmd.reference.store import LabelStore
-from ubmd.rounds import RoundFolder
+from ubmd.runs.store import RoundFolder
 from ubmd.seeding import Stage, stage_seed
 from ubmd.selection.base import Pool, Selection, distinct
 from ubmd.training.module import PotentialModule

@@ -13,7 +13,7 @@ from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress
-from ubmd.rounds import RoundFolder
+from ubmd.runs.store import RoundFolder
 from ubmd.training.module import PotentialModule
 
 __all__ = ["Explore"]

@@ -10,12 +10,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ubmd.bias.biased import BiasedPotential
+from ubmd.bias.quantity import BiasQuantity, TotalUncertainty
 from ubmd.data.batch import AtomicBatch
 from ubmd.data.perturb import perturb
-from ubmd.dynamics.bias import BiasedPotential
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.noise import START_STREAM, stream
-from ubmd.dynamics.quantity import BiasQuantity, TotalUncertainty
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.models.potential import Potential, Prediction
@@ -134,7 +134,7 @@ class AdversarialExploration(Explorer):
     """Explores by descending the (biased) potential from randomly shifted structures.
 
     With :class:`AdversarialPotential` these are adversarial attacks; with
-    :class:`~ubmd.dynamics.bias.BiasedPotential` they climb the uncertainty at the price of energy, E - tau u.
+    :class:`~ubmd.bias.biased.BiasedPotential` they climb the uncertainty at the price of energy, E - tau u.
     A step is an update of the positions; a walker above the threshold stops as in molecular dynamics. There is
     no temperature.
 

@@ -37,7 +37,7 @@ class StepHalves(Protocol):
 
 
 class Integrator(Protocol):
-    """Settings of what advances walkers by a step, e.g. :class:`~ubmd.dynamics.langevin.Langevin`.
+    """Settings of what advances walkers by a step, e.g. :class:`~ubmd.dynamics.integrators.langevin.Langevin`.
 
     Its ``repr`` must show every setting: a checkpoint is recognised by it.
     """

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.checkpoint import load_potential
 from ubmd.models.gmnn import regress_atomic_energies
 from ubmd.models.potential import Potential
+from ubmd.uncertainty.checkpoint import load_potential
 
 __all__ = ["correct_shift", "load_weights"]
 

@@ -1,0 +1,1 @@
+"""Potentials with a bias, which are potentials themselves."""

@@ -1,0 +1,1 @@
+"""Words on the command line become a composed and checked configuration."""

@@ -1,0 +1,387 @@
+"""Commands as Hydra applications: compose a configuration, check it before anything is written, run it.
+
+Hydra's own entry point prints its errors in its own way and only after it has made the run folder; here the
+same parts are called one by one, so that bad input costs one sentence and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import logging
+import os
+import secrets
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from ubmd import config, interruption, paths, secrecy
+from ubmd.cli import hydra_files, sweeps
+from ubmd.cli.explain import check_groups, explain
+from ubmd.cli.main import Command
+from ubmd.errors import InputError, StoppedShort, system_refusal
+from ubmd.runs.continuation import config_digest
+from ubmd.runs.lock import held
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(Exception):  # noqa: N818
+    """A job stopped with an error that has been reported; `code` is the exit code it asks for."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+
+class _Reported(BaseException):
+    """A single job has said what stopped it; not an Exception, to pass Hydra without its comments."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@contextmanager
+def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
+    """Hydra over ubmd's configurations, preceded by those of `config_dir`."""
+    version.setbase("1.3")
+    paths.import_from_here()
+    search_path = create_config_search_path(str(paths.config_dir()))
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {config_dir} is not a folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="main"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("ubmd", search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides; InputError for one that is none."""
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    parsed: list[Override] = []
+    for text in overrides:
+        secrecy.remember_override(text)
+        try:
+            parsed += parser.parse_overrides([text])  # unlike parse_override, hands them what glob(*) needs
+        except HydraException as error:
+            if "=" not in text:
+                raise InputError(f"{text} is not an override; write {text}=VALUE") from error
+            reason = config.first_line(error)
+            hint = "values with =, commas, spaces or brackets may need quotes: key='\"value\"'"
+            raise InputError(f"cannot read the override {text} ({reason}); {hint}") from error
+    return parsed
+
+
+def sweep_points(overrides: Sequence[Override]) -> list[list[str]]:
+    """Plain overrides that between them visit every value of a sweep, one dimension at a time."""
+    values: list[list[str]] = []
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            values.append([f"{key}={getattr(override.value(), 'start', 0)}"])
+        if not values[-1]:
+            raise InputError(f"{override.input_line} sweeps over nothing")
+    first = [column[0] for column in values]
+    others = [[*first[:i], v, *first[i + 1 :]] for i, column in enumerate(values) for v in column[1:]]
+    return [first, *others]
+
+
+def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) -> DictConfig:
+    """Compose one configuration (with its hydra node); InputError if Hydra cannot."""
+    parsed = parse(hydra, overrides)
+    try:
+        check_groups(hydra, command, parsed)
+        cfg = hydra.compose_config(command.config_name, list(overrides), RunMode.RUN)
+        secrecy.remember(OmegaConf.to_container(cfg, resolve=False))
+        return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(hydra, command, parsed, error)) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a group that is given a number
+        raise InputError(" ".join(str(error).split())) from error
+    except (AttributeError, AssertionError) as error:  # Hydra's, for a parameter of a sweep that has none yet
+        text = next((o.input_line for o in parsed if o.key_or_group.startswith("hydra.sweeper.params")), None)
+        if text is None:
+            raise
+        raise InputError(f"{text} needs a sweep=OPTION; without one write KEY=VALUE,VALUE -m") from error
+
+
+def compose_checked(hydra: Hydra, command: Command, overrides: Sequence[str]) -> DictConfig:
+    """Compose one configuration and compare it with the classes that it names; InputError if they differ."""
+    cfg = compose_unchecked(hydra, command, overrides)
+    config.validate(cfg, command.config_name)
+    for part in ("sweeper", "launcher"):
+        node = cfg.hydra[part]
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise InputError(f"hydra.{part}={node} must be a part, with a _target_; choose hydra/{part}=OPTION")
+    config.check_values(config.plain(job_config(copy.deepcopy(cfg))), command.config_name)
+    return cfg
+
+
+def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bool) -> bool:
+    """Check the configuration of every job; returns whether this is a sweep."""
+    parsed = parse(hydra, overrides)
+    points = sweep_points(parsed)
+    cfg = compose_checked(hydra, command, points[0])
+    sweep = multirun or cfg.hydra.mode == RunMode.MULTIRUN
+    several = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+    if several and not sweep:
+        raise InputError(f"{several[0]} gives several values: add -m to run them all, or write them in [] for a list")
+    if sweep and _expands_beforehand(cfg):
+        dimensions = _with_params(hydra, cfg, parsed)
+        for override in dimensions:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                text = override.input_line
+                raise InputError(f"{text} is no list of values; write range(...), or choose another hydra/sweeper")
+        points = sweep_points(dimensions)
+    for point in points:
+        cfg = compose_checked(hydra, command, point)
+        if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
+            _check_device(cfg)
+    return sweep
+
+
+def _expands_beforehand(cfg: DictConfig) -> bool:
+    """Whether the sweeper's jobs are known before the first one runs."""
+    return str(cfg.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
+
+
+def _with_params(hydra: Hydra, cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
+    """The overrides of a sweep: those in its configuration, replaced and followed by those of the command line."""
+    params = cfg.hydra.sweeper.get("params") or {}
+    given = [*parse(hydra, [f"{k}={v}" for k, v in params.items()]), *parsed]
+    return list({override.get_key_element(): override for override in given}.values())
+
+
+def sweep_jobs(hydra: Hydra, command: Command, overrides: Sequence[str]) -> dict[Path, str]:
+    """The run folders of a sweep's jobs in their order, each with the overrides that not all jobs share.
+
+    Empty if the sweeper decides as it goes.
+    """
+    parsed = parse(hydra, overrides)
+    cfg = compose_unchecked(hydra, command, sweep_points(parsed)[0])
+    if not _expands_beforehand(cfg):
+        return {}
+    jobs = [job for batch in BasicSweeper.split_arguments(_with_params(hydra, cfg, parsed), None) for job in batch]
+    shared = set(jobs[0]).intersection(*jobs)
+    found = {}
+    for number, job in enumerate(jobs):
+        folder = _sweep_folder(compose_unchecked(hydra, command, job), number)
+        own = [override for override in job if override not in shared]
+        found[folder] = config.run_name(own) if own else folder.name
+    return found
+
+
+def _sweep_folder(cfg: DictConfig, number: int) -> Path:
+    """The folder of a sweep's job."""
+    before = HydraConfig.instance().cfg
+    try:
+        with read_write(cfg.hydra.job):
+            cfg.hydra.job.num = number
+        HydraConfig.instance().set_config(cfg)
+        return Path(os.path.abspath(cfg.hydra.sweep.dir)) / cfg.hydra.sweep.subdir
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: bool = False) -> int:
+    """Check, then run a command as a single job or a sweep; returns the exit code."""
+    sweep = check(hydra, command, overrides, multirun)
+    mode = RunMode.MULTIRUN if sweep else RunMode.RUN
+    start = hydra.multirun if sweep else hydra.run
+    attempt = secrets.token_hex(4)
+    hydra_files.prepare_sweeps()
+    try:
+        job = functools.partial(perform, command, attempt)
+        start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}", hydra_files.NOT_BY_HYDRA])
+    except JobFailed as error:
+        return error.code
+    except _Reported as error:
+        return error.code
+    except (OSError, ValueError) as error:  # a job reports its own: this one is about its folder
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        place, reason = cause.filename or "the run folder", (cause.strerror or str(cause)).lower()
+        raise InputError(f"{place}: {reason}; choose another folder with UBMD_RUNS, or see to this one") from error
+    finally:  # also of an interrupted sweep
+        if sweep:
+            sweeps.print_summary(sweep_jobs(hydra, command, overrides), attempt)
+    return 0
+
+
+def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
+    """One job: check, call the command's function, report what stops it.
+
+    A sweep passes over what it finished at an earlier attempt, if the command allows for that.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    try:
+        with held(folder):
+            return _perform(command, attempt, cfg, folder)
+    except Exception as error:
+        said = error if isinstance(error, InputError | StoppedShort) else system_refusal(error, folder)
+        if said is None:
+            log.exception("stopped by an error")
+            raise JobFailed(repr(error), code=1) from error
+        code, kind = (3, "stopped short") if isinstance(said, StoppedShort) else (2, "error")
+        log.error("ubmd: %s: %s", kind, said)
+        if hydra.mode == RunMode.RUN:
+            raise _Reported(code) from error
+        raise JobFailed(str(said), code=code) from error
+
+
+def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> Any:
+    """A job whose folder is held: the command's function, with a record of how it went."""
+    paths.import_from_here()  # the process may be another one
+    hydra, digest = HydraConfig.get(), ""
+    try:
+        plain = config.plain(cfg)
+        secrecy.remember(plain)
+        hydra_files.write_job(folder, cfg)
+        digest = config_digest(plain)
+        done = sweeps.finished_before(folder, digest)
+        if done is not None and command.resumable and hydra.mode != RunMode.RUN:
+            log.info("finished before: %s", folder.name)
+            return done.result
+        sweeps.write_record(folder, sweeps.JobRecord("running", attempt, digest))
+        _limit_threads(hydra.launcher)
+        config.validate(cfg, command.config_name)
+        config.check_values(config.plain(cfg), command.config_name)
+        _check_device(cfg)
+        module, name = command.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        with interruption.exposed():
+            result = function(cfg)
+    except Exception as error:
+        if interruption.requested():  # a library made it of the signal
+            interruption.stop()
+        message = secrecy.hide(str(error) if isinstance(error, InputError | StoppedShort) else repr(error))
+        with suppress(OSError):  # what stopped the job may stop its record too
+            sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))
+        raise
+    sweeps.write_record(folder, sweeps.JobRecord("finished", attempt, digest, result))
+    return result
+
+
+def _limit_threads(launcher: DictConfig) -> None:
+    """A job of a cluster takes the cores that it was given, not all; torch, not imported yet, reads it from there."""
+    if launcher.get("cpus_per_task"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task))
+
+
+def _check_device(cfg: DictConfig) -> None:
+    if cfg.get("trainer") is not None:
+        config.check_device(cfg.trainer)
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None) -> DictConfig:
+    """The checked configuration of a command, for notebooks and tests; nothing is written.
+
+    ``paths.run`` is `folder`, or the folder that the command line would use.
+    """
+    from ubmd.cli.main import COMMANDS
+
+    with open_hydra() as hydra:
+        cfg = compose_checked(hydra, COMMANDS[config_name], list(overrides))
+        return job_config(cfg, folder)
+
+
+def job_config(cfg: DictConfig, folder: Path | str | None = None) -> DictConfig:
+    """What a job receives: no hydra node, and `paths` written out, because they refer to that node."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(cfg)
+        with config.readable():
+            run_folder = Path(os.path.abspath(folder or cfg.hydra.run.dir))
+        with open_dict(cfg), read_write(cfg.hydra.runtime):
+            cfg.hydra.runtime.output_dir = str(run_folder)
+            HydraConfig.instance().set_config(cfg)
+            if "paths" in cfg:
+                cfg.paths = config.plain(cfg.paths)
+            del cfg["hydra"]
+    finally:
+        HydraConfig.instance().cfg = before
+    return cfg
+
+
+def configuration_text(hydra: Hydra, command: Command, overrides: Sequence[str], part: str, resolve: bool) -> str:
+    """The text of ``--cfg``: the configuration as YAML, only Hydra's own settings, or both."""
+    cfg = compose_unchecked(hydra, command, overrides)
+    if part == "job":
+        job = job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+        return hydra_files.as_yaml(job, resolve=resolve)
+    return hydra_files.as_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
+
+
+def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags: str) -> str:
+    """The text of ``ubmd COMMAND --help``: groups with their options, examples, keys, flags."""
+    base = config.base_keys(command.config_name)
+    loader = hydra.config_loader
+    cfg = loader.load_configuration(
+        command.config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+    )
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    choices = cfg.hydra.runtime.choices
+    assert isinstance(tree, dict)
+    options = {group: loader.get_group_options(group) for group in base if group != "hydra"}
+    groups = {group: names for group, names in options.items() if names}
+    wide = max(map(len, [*base, "hydra"]), default=0)
+    lines = [
+        f"ubmd {command.name}",
+        f"  {command.summary}",
+        "",
+        f"usage: ubmd {command.name} [key=value ...] [flags]",
+    ]
+    lines += ["", "groups, group=option (* is chosen):"]
+    for group, names in groups.items():
+        marked = [f"{name}*" if name == choices.get(group) else name for name in names]
+        lines.append(f"  {group:<{wide}}  {', '.join(marked)}")
+    lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    lines += ["", "keys, key=value:"]
+    for key, value in tree.items():
+        if key != "hydra":
+            lines += textwrap.wrap(
+                f"{key:<{wide}}  {_describe(str(key), value)}",
+                width=100,
+                initial_indent="  ",
+                subsequent_indent=" " * (wide + 6),
+                break_on_hyphens=False,
+            )
+    described = flags[flags.index("-h, --help") :].rstrip() if "-h, --help" in flags else flags
+    lines += ["", "flags:", f"  {described}"]
+    return "\n".join(lines)
+
+
+def _describe(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        names = [str(name) for name in value if not str(name).startswith("_")]
+        return f"{key}." + "{" + ", ".join(names) + "}" if names else "(nothing)"
+    return f"{value}" if value is not None else "null"

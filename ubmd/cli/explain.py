@@ -1,0 +1,134 @@
+"""Turn Hydra's composition errors into one sentence that names the key and the nearest valid one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ubmd import config
+from ubmd.errors import InputError
+from ubmd.schema import KEYS, OPTIONAL
+
+if TYPE_CHECKING:
+    from ubmd.cli.main import Command
+
+
+def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> None:
+    """InputError for ``group=option`` with an option that the group does not have."""
+    lines = [str(override.input_line) for override in overrides]
+    base = config.base_keys(command.config_name)
+    for override in overrides:
+        group = override.key_or_group
+        options = hydra.config_loader.get_group_options(group, config_name=command.config_name, overrides=lines)
+        if not options and group in base and base[group] is None and group != "hydra":
+            raise InputError(f"there are no options for {group}; leave {override.input_line} out")
+        value = override.value()
+        known = group in base or group.startswith("hydra/")
+        for name in value if isinstance(value, list) else [value]:
+            option = str(name).removesuffix(".yaml")
+            if not options or not known or override.is_delete() or isinstance(name, dict) or "/" in option:
+                continue
+            if name is None and group in KEYS and group not in OPTIONAL:
+                raise InputError(f"{group}=null is not possible; choose one of {', '.join(sorted(options))}")
+            if name is None:
+                raise InputError(f"{group}=null is not possible; write ~{group} for none of {group}")
+            if option not in options:
+                hint = config.suggestion(option, options)
+                if group == "hydra/launcher":
+                    hint += "; joblib and submitit come with pip install 'ubmd[sweep]'"
+                raise InputError(f"{group}={name} is not one of the options of {group}; {hint}")
+
+
+def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error: Exception) -> str:
+    """One sentence for a composition error."""
+    message = str(error)
+    unset = re.search(r"You must specify '([^']+)'", message)
+    if unset:
+        group = unset.group(1)
+        options = hydra.config_loader.get_group_options(group)
+        return f"{group} is not chosen: give it as {group}=OPTION (one of {', '.join(options) or 'none'})"
+    groups = [o for o in overrides if hydra.config_loader.get_group_options(o.key_or_group)]
+    base = config.base_keys(command.config_name).keys() - {"hydra"}
+    for override in groups:
+        name = override.key_or_group
+        if name not in base and f"Could not override '{name}'" in message:
+            return f"{name} is not a group of `ubmd {command.name}`; {config.suggestion(name, base)}"
+    sentence = _misspelt(hydra, command, groups, [o for o in overrides if o not in groups])
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    whole = " ".join(" ".join(str(part).split()) for part in (message, cause or "") if str(part).strip())
+    return sentence or whole or type(error).__name__
+
+
+def _misspelt(hydra: Hydra, command: Command, groups: Sequence[Override], values: Sequence[Override]) -> str | None:
+    """The sentence for the first ``key=value`` whose key the chosen groups do not have."""
+    lines = [str(override.input_line) for override in groups]
+    try:
+        cfg = hydra.compose_config(command.config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict)
+    for override in values:
+        if not override.is_add() and not override.is_force_add():
+            sentence = _unknown_key(tree, override, command)
+            if sentence is not None:
+                return sentence
+    return None
+
+
+def _unknown_key(tree: dict[Any, Any], override: Override, command: Command) -> str | None:
+    node: Any = tree
+    parts = re.split(r"[.\[\]]+", override.key_or_group.strip("]"))
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        if isinstance(node, list) or "${" in str(node if isinstance(node, str) else ""):
+            return None
+        if not isinstance(node, dict):
+            return f"{where} is a single value, so there is no {override.key_or_group}"
+        if part in node:
+            node = node[part]
+            continue
+        prefix = f"{where}." if where else ""
+        valid = [str(key) for key in node if not str(key).startswith("_")]
+        if not where:
+            return _unknown_top(tree, part, override, command)
+        if "_target_" not in node:
+            hint = config.suggestion(part, valid, prefix=prefix)
+            return f"{prefix}{part} is not a key of {where}; {hint}"
+        label = str(node["_target_"]).rsplit(".", 1)[-1]
+        try:
+            options = config.options_of(config.locate(str(node["_target_"])))
+        except InputError:
+            options = {}
+        if options is None or part in options:
+            add = f"write +{override.input_line}"
+            return f"{prefix}{part} is an option of {label} that this configuration leaves out; {add}"
+        hint = config.suggestion(part, [*valid, *options], prefix=prefix)
+        return f"{prefix}{part} is not an option of {label}; {hint}"
+    return None
+
+
+def _unknown_top(tree: dict[Any, Any], part: str, override: Override, command: Command) -> str:
+    """A key that is unknown at the top: it may be known further down (``tau`` for ``bias.tau``)."""
+    inside = [path for path in _leaves(tree) if path.rsplit(".", 1)[-1] == part]
+    base = config.base_keys(command.config_name).keys() - {"hydra"}
+    if inside and override.key_or_group == part:
+        hint = f"did you mean {' or '.join(inside[:2])}? (valid: {', '.join(sorted(base))})"
+    else:
+        hint = config.suggestion(part, base)
+    return f"{override.key_or_group} is not a key of `ubmd {command.name}`; {hint}"
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    children = [(str(k), v) for k, v in node.items() if k != "hydra" or prefix]
+    return [path for k, v in children for path in _leaves(v, f"{prefix}.{k}" if prefix else k)]

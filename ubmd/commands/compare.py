@@ -1,0 +1,192 @@
+"""``ubmd compare``: runs of active learning side by side, from their folders or from Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ubmd.analysis.comparison import Comparison, RunResult, compare_runs, is_finished
+from ubmd.analysis.comparison_tables import as_csv, as_latex, as_markdown, terminal_tables
+from ubmd.analysis.curves import compared_curves, exploration_curves
+from ubmd.analysis.figures import save_figure
+from ubmd.cli.main import Parser
+from ubmd.errors import InputError
+from ubmd.files import replaced
+from ubmd.runs.continuation import read_config
+from ubmd.runs.metrics import read_metrics
+
+__all__ = ["Found", "compare", "read_folders", "read_wandb"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Runs that can be compared, and what was passed over."""
+
+    runs: list[RunResult]
+    skipped: list[tuple[str, str]]
+    """Name and reason."""
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="ubmd compare",
+        description="Mean and deviation over seeds for each setting of finished runs: tables and learning curves.",
+        epilog="examples: ubmd compare runs/ala2_demo/*   ubmd compare --wandb me/ubmd --group ala2_demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run folder, or a folder of run folders")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs of a wandb project instead")
+    parser.add_argument("--group", metavar="G", help="with --wandb: only the runs of this group")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="default: comparison, beside the runs")
+    return parser
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Runs ``ubmd compare``; returns the exit code.
+
+    Raises:
+        InputError: for arguments that name no finished run.
+    """
+    options = _parser().parse_args(list(argv))
+    if bool(options.runs) == bool(options.wandb):
+        raise InputError("give run folders or --wandb ENTITY/PROJECT, one of them; see ubmd compare --help")
+    if options.group and not options.wandb:
+        raise InputError("--group goes with --wandb; give it with --wandb ENTITY/PROJECT")
+    if options.wandb:
+        import wandb
+
+        from ubmd.commands.loggers import check_wandb_key
+
+        check_wandb_key()
+        found = read_wandb(wandb.Api(), options.wandb, options.group)
+        folder = options.output or Path("comparison")
+    else:
+        found = read_folders([Path(run) for run in options.runs])
+        folder = options.output or _common_parent(options.runs) / "comparison"
+    console = Console()
+    for name, reason in found.skipped:
+        console.print(f"skipped: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    if not found.runs:
+        raise InputError("there is no finished run to compare; give folders that `ubmd learn` has finished")
+    comparison = compare_runs(found.runs)
+    _report(comparison, console)
+    console.print(f"{folder}: {', '.join(_write(comparison, folder))}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def read_folders(folders: Iterable[Path]) -> Found:
+    """Finished runs of ``ubmd learn`` in folders, each a run's or one of runs.
+
+    Raises:
+        InputError: for something that is not there.
+    """
+    found = Found([], [])
+    for folder in folders:
+        if not folder.exists():
+            raise InputError(f"{folder} does not exist; give run folders")
+        inside = sorted(file.parent for file in folder.glob("*/config.yaml"))
+        for run in [folder] if (folder / "config.yaml").is_file() or not inside else inside:
+            _read_folder(run, found)
+    return found
+
+
+def _read_folder(folder: Path, found: Found) -> None:
+    name = folder.name or str(folder)
+    if not (folder / "config.yaml").is_file():
+        found.skipped.append((name, "is not a run's folder, it has no config.yaml"))
+    elif not (folder / "metrics.csv").is_file():
+        found.skipped.append((name, "has no metrics.csv: not a run of `ubmd learn`, or no round of it is finished"))
+    else:
+        try:
+            _add(found, name, read_config(folder / "config.yaml"), read_metrics(folder / "metrics.csv"))
+        except InputError as error:
+            found.skipped.append((name, f"cannot be read: {' '.join(str(error).split())}"))
+
+
+def read_wandb(api: Any, path: str, group: str | None) -> Found:
+    """Finished runs of ``ubmd learn`` in a project on Weights & Biases.
+
+    Args:
+        api: a ``wandb.Api``.
+        path: ``entity/project``.
+        group: only runs of this group; None takes all.
+
+    Raises:
+        InputError: if the project cannot be read.
+    """
+    import requests
+    from wandb.errors import Error
+
+    found = Found([], [])
+    try:
+        for run in api.runs(path, filters={"group": group} if group else {}):
+            rounds: dict[int, dict[str, Any]] = {}
+            for line in run.scan_history():
+                if line.get("al/round") is not None:  # a continued run may have told of a round twice
+                    rounds[int(line["al/round"])] = {
+                        key.removeprefix("al/"): value for key, value in line.items() if key.startswith("al/")
+                    }
+            config = {key: value for key, value in run.config.items() if not key.startswith("_")}
+            _add(found, f"{run.name} ({run.id})", config, [rounds[index] for index in sorted(rounds)])
+    except (Error, ValueError, requests.RequestException) as error:
+        raise InputError(f"--wandb {path} cannot be read ({' '.join(str(error).split())})") from error
+    return found
+
+
+def _add(found: Found, name: str, config: Any, rounds: list[dict[str, Any]]) -> None:
+    """Adds a run if it is finished, or why it is passed over."""
+    if not isinstance(config, Mapping):
+        found.skipped.append((name, "has a configuration that is no mapping"))
+    elif not is_finished(rounds):
+        found.skipped.append((name, f"is unfinished, with {len(rounds)} rounds"))
+    else:
+        found.runs.append(RunResult(name, config, rounds))
+
+
+def _report(comparison: Comparison, console: Console) -> None:
+    for name in comparison.repeated:
+        console.print(f"skipped: {name}: another run has the same setting and seed", highlight=False, markup=False)
+    # a file or a pipe takes lines of any length
+    wide = console if console.is_terminal else Console(width=240)
+    for table in terminal_tables(comparison):
+        wide.print(table)
+        wide.print()
+    if comparison.untested:
+        console.print(
+            f"{comparison.untested} runs have no test set (data.test): validation errors are those of labelled "
+            "structures that each fit left out but was stopped by",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if comparison.steps is not None:
+        console.print(f"equal steps: {comparison.steps} of all walkers together", highlight=False)
+    if comparison.along:
+        console.print(f"also different, along with these: {', '.join(comparison.along)}", highlight=False)
+
+
+def _write(comparison: Comparison, folder: Path) -> list[str]:
+    """Writes tables and figures; returns the names of the files."""
+    texts = {"table.csv": as_csv(comparison), "table.md": as_markdown(comparison), "table.tex": as_latex(comparison)}
+    for name, text in texts.items():
+        with replaced(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    curves = {setting.label: [run.rounds for run in setting.runs] for setting in comparison.settings}
+    figures = {"learning_curves.png": compared_curves(curves), "exploration.png": exploration_curves(curves)}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    return [*texts, *figures]
+
+
+def _common_parent(runs: Sequence[str]) -> Path:
+    """The deepest folder with all runs in it; a folder of runs is one itself."""
+    parents = []
+    for run in runs:
+        path = os.path.abspath(run)
+        parents.append(os.path.dirname(path) if os.path.isfile(os.path.join(path, "config.yaml")) else path)
+    return Path(os.path.commonpath(parents))

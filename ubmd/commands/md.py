@@ -1,0 +1,162 @@
+"""``ubmd md``: walkers with a trained potential, from the structures in a file to a trajectory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from ubmd.config import build, plain
+from ubmd.data.inherit import Inherited, fixed_atoms
+from ubmd.data.io import read_structures, write_structures
+from ubmd.dynamics.exploration import Exploration, frames_to_atoms
+from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.stopping import StopReason
+from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
+from ubmd.errors import InputError, StoppedShort
+from ubmd.interfaces.ase import check_elements, torch_device
+from ubmd.models.potential import Potential, WalkerPotential
+from ubmd.progress import RunProgress, run_progress
+from ubmd.runs.store import RoundStore
+from ubmd.systems.system import System
+from ubmd.uncertainty.checkpoint import TrainedPotential, load_potential
+
+__all__ = ["run_md", "walkers_table"]
+
+
+def run_md(cfg: DictConfig) -> None:
+    """Runs walkers to their ends, or continues those in ``cfg.paths.run``, and says how each ended.
+
+    Writes into the run folder ``trajectory.h5`` (:mod:`ubmd.dynamics.trajectory`) and the same frames as
+    ``trajectory.extxyz``; beforehand ``config.yaml``, by which a repeated command recognises its own work:
+    what is finished is kept, what was interrupted continues from ``walkers.pt``.
+
+    Raises:
+        InputError: for anything wrong in the configuration, the potential or the structures, before any
+            work; also if the folder holds the run of another potential, structure or setting.
+        StoppedShort: there is no frame, as every walker stopped before its first one.
+    """
+    _check_plain_settings(cfg)
+    device = torch_device(cfg.device)
+    exploration: Explorer = build(cfg, "dynamics")
+    trained = load_potential(str(cfg.potential), device=device)
+    parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
+    potential: WalkerPotential = build(cfg, "bias", **parts).to(device)
+    exploration.check_bias(potential)
+    starts = _starts(cfg, trained)
+    exploration.check_start(starts[0], "structure 0")
+    folder = Path(cfg.paths.run)
+    # the walkers' checkpoint cannot tell another potential or bias from its own
+    store = RoundStore(folder)
+    store.open(plain(cfg) | {"contents": _digests(cfg, starts)})
+    with run_progress() as progress:
+        file = folder / "trajectory.h5"
+        if not store.keeps(file):
+            weights = next(trained.model.parameters())
+            write_trajectory(file, _explore(cfg, exploration, potential, weights, starts, progress))
+            store.keep(file)
+        result = read_trajectory(file)
+        frames = folder / "trajectory.extxyz"
+        write_structures(frames, frames_to_atoms(result))
+        (folder / "walkers.pt").unlink(missing_ok=True)
+        progress.console.print(walkers_table(result))
+        progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
+        if not result.n_frames and all(StopReason(reason).unphysical for reason in result.reasons):
+            raise StoppedShort(
+                f"no walker reached its first frame, dynamics.frame_interval={exploration.frame_interval} steps after "
+                "its start (see the table for why they stopped); lower dynamics.frame_interval, "
+                "dynamics.integrator.dt or bias.tau, or start from other structures, under another name"
+            )
+
+
+def walkers_table(exploration: Exploration) -> Table:
+    """One line for each walker: its steps, why it stopped and the highest uncertainty that it met."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("walker", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("highest uncertainty\nof a force, eV/Å", justify="right")
+    table.add_column("why it stopped")
+    for walker, steps, highest, reason in zip(
+        exploration.walkers, exploration.steps, exploration.max_uncertainty, exploration.reasons, strict=True
+    ):
+        table.add_row(f"{walker}", f"{steps}", f"{highest:.3f}", StopReason(reason).description)
+    return table
+
+
+def _check_plain_settings(cfg: DictConfig) -> None:
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise InputError(f"seed={cfg.seed} must be zero or a positive whole number")
+    if cfg.get("logger"):
+        raise InputError("logger: `ubmd md` logs to no logger, its results are in trajectory.h5; leave it out")
+
+
+def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
+    """The structures to start from, all of the same atoms in the same order, known to the potential, the same fixed."""
+    system: System = build(cfg, "system")
+    path = cfg.system.structure
+    structures = read_structures(path) if isinstance(path, str) else [system.atoms]
+    name = path if isinstance(path, str) else "system.structure"
+    known = trained.model.species.tolist()
+    for number, atoms in enumerate(structures):
+        what = f"structure {number} of {name}"
+        check_elements(atoms, known, what, cfg.potential)
+        if not np.array_equal(atoms.numbers, structures[0].numbers):
+            raise InputError(f"{what} is of other atoms, or in another order, than structure 0; run it by itself")
+        if not np.array_equal(atoms.pbc, structures[0].pbc):
+            raise InputError(f"{what} is periodic along other directions than structure 0; run it by itself")
+        if not np.array_equal(fixed_atoms(atoms, what), fixed_atoms(structures[0], what)):
+            raise InputError(f"{what} fixes other atoms than structure 0; run it by itself")
+    return structures
+
+
+def _explore(
+    cfg: DictConfig,
+    exploration: Explorer,
+    potential: WalkerPotential,
+    weights: Tensor,
+    starts: Sequence[Atoms],
+    progress: RunProgress,
+) -> Exploration:
+    """Runs or continues the walkers behind a progress bar, in the precision and on the device of ``weights``."""
+    n_walkers = exploration.n_walkers
+    if len(starts) > n_walkers:
+        progress.console.print(
+            f"{n_walkers} walkers: only the first {n_walkers} of {len(starts)} structures are used",
+            highlight=False,
+        )
+    total = n_walkers * exploration.stopping.max_steps
+    with progress.stage("walkers", total) as stage:
+
+        def show(steps: int, running: int, highest: float) -> None:
+            stage.update(steps, total, f"{running} running, highest uncertainty {highest:.2f} eV/Å")
+
+        return exploration(
+            potential,
+            starts,
+            seed=cfg.seed,
+            round_index=0,
+            dtype=weights.dtype,
+            device=weights.device,
+            checkpoint=Path(cfg.paths.run) / "walkers.pt",
+            on_progress=show,
+        )
+
+
+def _digests(cfg: DictConfig, starts: Sequence[Atoms]) -> dict[str, str]:
+    """The contents of the files that the trajectory depends on: their names alone would not tell."""
+    structures = hashlib.sha256()
+    for atoms in starts:
+        for values in (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc):
+            structures.update(np.ascontiguousarray(values).tobytes())
+        structures.update(Inherited.of(atoms).record().encode())
+    return {
+        "potential_sha256": hashlib.sha256(Path(cfg.potential).read_bytes()).hexdigest(),
+        "structures_sha256": structures.hexdigest(),
+    }

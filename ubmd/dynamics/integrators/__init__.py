@@ -1,0 +1,1 @@
+"""Integrators of the walkers' equations of motion: settings, and free functions over their state."""

@@ -1,0 +1,1 @@
+"""Potentials in the programs of others."""

@@ -1,0 +1,1 @@
+"""The rounds of active learning: fit, calibrate, explore, select, label."""

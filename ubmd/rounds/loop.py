@@ -1,0 +1,243 @@
+"""The round loop: fit, test, calibrate, explore, select, label; again until the data set is large enough."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from ase import Atoms
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from ubmd.analysis.report import report_run, round_analysis
+from ubmd.callbacks.acquire import Acquire
+from ubmd.callbacks.calibrate import Calibrate
+from ubmd.callbacks.divergence import FitDivergedError
+from ubmd.callbacks.explore import Explore
+from ubmd.callbacks.steps import CumulativeStep
+from ubmd.commands.loggers import check_loggers, close_loggers
+from ubmd.config import build, check_device, plain, set_threads
+from ubmd.dynamics.stopping import StopReason
+from ubmd.errors import InputError
+from ubmd.progress import run_progress
+from ubmd.rounds.artifacts import log_results
+from ubmd.rounds.checks import (
+    check_complete,
+)
+from ubmd.rounds.figures import draw_calibration, draw_volume_errors
+from ubmd.rounds.fit import Fit, fit_and_predict, predict, set_up_lightning
+from ubmd.rounds.limits import is_finished, is_last
+from ubmd.rounds.run import Run, extend, label_initial, prepare, relaxed, restore_label_store
+from ubmd.runs.folder import RoundFolder
+from ubmd.seeding import Stage, stage_seed
+from ubmd.training.module import PotentialModule
+from ubmd.uncertainty.base import POOLED
+from ubmd.uncertainty.checkpoint import load_potential, save_potential
+
+__all__ = ["learn"]
+
+log = logging.getLogger(__name__)
+
+
+def learn(cfg: DictConfig) -> float | None:
+    """Runs active learning to its end, or continues the run in ``cfg.paths.run``.
+
+    Returns:
+        the last force RMSE on the test set, eV/Å (for sweepers); None without a test set.
+
+    Raises:
+        InputError: for anything wrong in the configuration, before any expensive work.
+        StoppedShort: a round acquired no structure, so that the run ended with fewer than it was to have.
+    """
+    set_up_lightning()
+    check_device(cfg.trainer)
+    check_loggers(cfg)
+    set_threads(cfg.threads)
+    loggers: list[Logger] = []
+    with run_progress() as progress, ExitStack() as stack:
+        try:
+            run = prepare(cfg, progress, loggers, stack)
+            stack.enter_context(run.executor)
+            run = relaxed(run)
+            label_initial(run)
+            restore_label_store(run)
+            extend(run)
+            for index in range(len(run.store.records()), 10**6):
+                structures = run.store.structures(index)
+                if is_finished(cfg, index - 1, run.store.structures(index - 1), structures):
+                    break
+                _round(run, index, structures)
+            records = run.store.records()
+            draw_calibration(run, len(records) - 1)
+            if run.system.periodic:
+                draw_volume_errors(run, len(records) - 1)
+            report_run(run.store, run.system, progress.console, dt=run.exploration.time_step)
+            potential = run.store.folder(len(records) - 1).model
+            log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
+            check_complete(cfg, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
+        finally:
+            close_loggers(loggers)
+    return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
+
+
+def _round(run: Run, index: int, structures: list[Atoms]) -> None:
+    """One round, or what is left of it."""
+    folder = run.store.folder(index)
+    run.datamodule.set_round(index, structures)
+    module, uncertainty = _build(run, index)
+    if folder.model.name not in folder.done()["files"]:
+        folder.note(folder.model, metrics=_fit(run, index, folder, module, uncertainty))
+    metrics = folder.done()["metrics"]
+    if is_last(run.cfg, index, len(structures)):
+        folder.drop(folder.stages[1:])  # of an acquisition that another limit had begun
+    else:
+        # what explores is what was saved, also when nothing was interrupted
+        trained: Any = load_potential(folder.model)
+        module.model.load_state_dict(trained.model.state_dict())
+        uncertainty.load_state_dict(trained.uncertainty.state_dict())
+        metrics |= _acquire(run, index, structures, module, uncertainty)
+    metrics |= round_analysis(
+        run.store,
+        index,
+        run.store.structures(index + 1),
+        run.system,
+        frame_interval=run.exploration.frame_interval,
+        dt=run.exploration.time_step,
+    )
+    run.store.commit(index, metrics)
+    _announce(run, metrics)
+
+
+def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, uncertainty: Any) -> dict[str, Any]:
+    """Trains, tests, calibrates and saves the round's potential; returns its columns of ``metrics.csv``."""
+    save = partial(
+        save_potential,
+        folder.model,
+        module.model,
+        uncertainty,
+        model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
+        uncertainty_config=plain(run.cfg.uncertainty),
+    )
+    calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
+    calibrate = Calibrate(uncertainty, **calibration, done=save)
+    steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
+    fit = _trained(run, module, folder, [steps, calibrate])
+    return _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
+
+
+def _trained(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
+    """The fit of a round, with what follows it in the predict loop."""
+    warm = run.cfg.learning.warm_start
+    try:
+        return fit_and_predict(
+            run.cfg,
+            module,
+            run.datamodule,
+            folder.fit,
+            acquisition=acquisition,
+            loggers=run.loggers,
+            progress=run.progress,
+            title=f"round {folder.index} fit",
+            checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
+            share=warm if folder.index and warm is not None else 1.0,
+        )
+    except FitDivergedError as error:
+        raise InputError(
+            f"round {folder.index}: {error}; the labels are kept: with other settings, another name=... and "
+            f"system.initial={run.store.dataset} start from them"
+        ) from error
+
+
+def _acquire(
+    run: Run, index: int, structures: list[Atoms], module: PotentialModule, uncertainty: Any
+) -> dict[str, Any]:
+    """Explores, selects and labels; returns the columns of ``metrics.csv`` that tell about it."""
+    folder = run.store.folder(index)
+    perturbed = index == 0 and run.system.initial is None
+    starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
+    bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
+    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
+    acquire = Acquire(
+        explore,
+        uncertainty,
+        build(run.cfg, "selection"),
+        min(run.cfg.learning.batch_size, run.cfg.learning.max_structures - len(structures)),
+        run.reference,
+        run.labels,
+        run.executor,
+        run.cfg.labelling.max_force,
+        folder,
+        run.seed,
+        run.progress,
+    )
+    predict(run.cfg, module, run.datamodule, [explore, acquire])
+    return _acquisition_metrics(explore, acquire)
+
+
+def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
+    """The training module of a fresh model and the model's uncertainty."""
+    dtype = getattr(torch, run.cfg.dtype)
+    weights = stage_seed(run.seed, index, Stage.WEIGHTS)
+    model = build(run.cfg, "model", species=run.system.symbols, seed=weights).to(dtype)
+    module = build(run.cfg, "training", model=model)
+    if index and run.cfg.learning.warm_start is not None:
+        module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
+    sketch = stage_seed(run.seed, index, Stage.SKETCH)
+    uncertainty = build(run.cfg, "uncertainty", model=model, seed=sketch).to(dtype)
+    return module, uncertainty
+
+
+def _fit_metrics(run: Run, index: int, fit: Fit, calibrate: Calibrate, uncertainty: Any) -> dict[str, Any]:
+    """What a round's fit and calibration came to, by column of ``metrics.csv``."""
+    return {
+        "round": index,
+        "n_train": len(run.datamodule.train_indices),
+        "n_valid": len(run.datamodule.valid_indices),
+        **{name: value for name, value in fit.errors.items() if "rmse" in name},
+        **calibrate.errors,
+        **calibrate.coverage,
+        "conformal_scale_atom": float(uncertainty.atomic_scale[POOLED]),
+        "conformal_scale_total": float(uncertainty.total_scale),
+        "time_fit_s": fit.seconds,
+        "time_calibrate_s": calibrate.seconds,
+    }
+
+
+def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
+    result = explore.result
+    assert result is not None
+    return {
+        "n_candidates": acquire.n_candidates,
+        "n_selected": acquire.n_selected,
+        "n_rejected": acquire.n_rejected,
+        "md_steps": result.md_steps,
+        "walkers_stopped_by_uncertainty": result.stopped_by(StopReason.UNCERTAINTY),
+        "time_explore_s": explore.seconds,
+        "time_select_s": acquire.seconds_select,
+        "time_label_s": acquire.seconds_label,
+    }
+
+
+def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
+    """Logs a finished round and prints a line about it."""
+    values = {f"al/{k}": float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    for logger in run.loggers:
+        logger.log_metrics(values)
+    parts = [f"round {metrics['round']}", f"{metrics['n_train']} + {metrics['n_valid']} structures"]
+    kind = "test" if run.datamodule.test_structures else "validation"
+    force = metrics["force_rmse_ev_per_ang" if kind == "test" else "valid_force_rmse_ev_per_ang"]
+    parts.append(f"{kind} force RMSE {force:.3f} eV/Å")
+    if metrics.get("coverage") is not None:
+        parts.append(f"coverage {metrics['coverage']:.2f}")
+    if run.system.periodic:
+        parts.append(f"volumes {metrics['volume_min_ang3']:.0f} to {metrics['volume_max_ang3']:.0f} Å³")
+    if "md_steps" in metrics:
+        n = metrics["walkers_stopped_by_uncertainty"]
+        parts.append(f"{metrics['md_steps']} MD steps, {n}/{run.exploration.n_walkers} walkers uncertain")
+        parts.append(f"{metrics['n_selected'] - metrics['n_rejected']} new labels")
+    run.progress.console.print("  ".join(parts), highlight=False, soft_wrap=True)

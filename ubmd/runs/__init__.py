@@ -1,0 +1,1 @@
+"""The folder of a run: what is written when, what of it is whole, who works in it."""

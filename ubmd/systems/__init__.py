@@ -1,0 +1,1 @@
+"""What is simulated: structures, how a run begins from them, their test sets."""

@@ -1,0 +1,202 @@
+"""The system under study: where it starts, what it is made of and how its motion is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ubmd.data.electronic import charge_and_unpaired
+from ubmd.data.inherit import fixed_atoms
+from ubmd.data.io import check_species, check_structure, read_structures
+from ubmd.data.perturb import perturb
+from ubmd.errors import InputError
+from ubmd.models.gmnn import species_numbers
+from ubmd.systems.relaxation import Relaxation
+
+__all__ = ["System"]
+
+
+@dataclass(frozen=True)
+class System:
+    """A system to learn a potential for.
+
+    Args:
+        structure: the initial structure, or the path of a file that ASE reads (its first frame is taken).
+        species: chemical symbols that the model shall know; None takes those of the structure.
+        torsions: named dihedral angles (four atom indices each, from 0) that span the space whose
+            coverage is followed; empty if there are none.
+        phases: named ranges of the cell's volume, ``[low, high)`` in Å³, whose changes are followed. A gap between
+            two of them keeps jitter at a border from counting as changes.
+        relax: finds the nearest minimum of the reference before the run; None takes the structure as it is.
+        initial: structures that a run starts from, or the path of their file; those with labels keep them. The
+            first round's walkers start from them too. None perturbs ``structure``.
+        max_volume: those of ``initial`` with a larger volume are left out, Å³.
+        n_initial: number of structures that a run starts from: randomly perturbed ones, or of ``initial``, drawn at
+            random where there are more. None: 8 perturbed ones, or all of ``initial``.
+        displacement: half-width of the perturbation of each coordinate, Å (Eq. 32).
+        strain: half-width of the perturbation of the cell (Eqs. 33, 34); 0 keeps it.
+
+    Volumes of structures with another number of atoms than ``structure``, such as supercells, are scaled to that
+    number.
+    """
+
+    structure: Atoms | str
+    species: Sequence[str] | None = None
+    torsions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    phases: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    relax: Relaxation | None = None
+    initial: Sequence[Atoms] | str | None = None
+    max_volume: float | None = None
+    n_initial: int | None = None
+    displacement: float = 0.02
+    strain: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.structure, str | Path):
+            object.__setattr__(self, "structure", read_structures(self.structure, index="0")[0])
+        check_structure(self.atoms, "system.structure")
+        fixed_atoms(self.atoms, "system.structure")
+        charge_and_unpaired(self.atoms)
+        _check_phases(self.phases)
+        if self.species is None:
+            object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
+        species_numbers(self.symbols)
+        check_species([self.atoms], self.symbols, "system.structure")
+        if self.n_initial is not None and self.n_initial < 2:
+            raise InputError(
+                f"system.n_initial={self.n_initial} leaves nothing to train on or to calibrate with; use at least 2"
+            )
+        for name, quantity in (("displacement", self.displacement), ("strain", self.strain)):
+            if quantity < 0:
+                raise InputError(f"system.{name}={quantity} must not be negative")
+            if (not quantity < 1 / 6 and name == "strain") or not np.isfinite(quantity):
+                # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
+                raise InputError(f"system.{name}={quantity} is too large; use a small number such as 0.02")
+        for name, atoms in self.torsions.items():
+            if len(set(atoms)) != 4 or len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
+                raise InputError(
+                    f"system.torsions.{name}={list(atoms)} must be four different atom indices "
+                    f"from 0 to {len(self.atoms) - 1}"
+                )
+        for name in ("phases", "max_volume", "strain"):
+            if getattr(self, name) and not self.periodic:
+                raise InputError(
+                    f"system.{name}={getattr(self, name)} needs a structure that is periodic in three directions"
+                )
+        if self.initial is not None:
+            object.__setattr__(self, "initial", self._initial())
+
+    @property
+    def atoms(self) -> Atoms:
+        """The initial structure."""
+        return self.structure  # pyright: ignore[reportReturnType]
+
+    @property
+    def symbols(self) -> list[str]:
+        """Chemical symbols of the species."""
+        return list(self.species or ())
+
+    @property
+    def periodic(self) -> bool:
+        """True if the structure is periodic in all three directions."""
+        return bool(self.atoms.pbc.all())
+
+    @property
+    def given(self) -> list[Atoms]:
+        """The structures of ``initial``; none without."""
+        return list(self.initial or ())  # pyright: ignore[reportReturnType]
+
+    @property
+    def n_start(self) -> int:
+        """Number of structures that a run starts from."""
+        if self.initial is None:
+            return self.n_initial or 8
+        return min(self.n_initial or len(self.given), len(self.given))
+
+    @property
+    def torsion_indices(self) -> NDArray[np.int64]:
+        """[n_torsions, 4] atom indices."""
+        return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
+
+    def initial_structures(self, rng: np.random.Generator, reads: Collection[str] = ()) -> list[Atoms]:
+        """The structures that a run starts from: of ``initial`` in random order, or perturbed ones.
+
+        Args:
+            rng: the random stream.
+            reads: names of what a reference reads of a structure besides the usual, for perturbed ones to have.
+        """
+        if self.initial is not None:
+            # in the order of a file, the first walkers might all start from its smallest cells
+            return [self.given[i].copy() for i in rng.permutation(len(self.given))[: self.n_start]]
+        return perturb(
+            self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng, reads=reads
+        )
+
+    def volume_scale(self, n_atoms: int) -> float:
+        """Factor that turns the volume of a cell with ``n_atoms`` atoms into one comparable with ``phases``."""
+        return len(self.atoms) / n_atoms
+
+    def _initial(self) -> list[Atoms]:
+        """The structures given as ``initial``, checked, without those of too large a volume."""
+        given = self.initial
+        found = read_structures(given) if isinstance(given, str | Path) else list(given or ())
+        check_species(found, self.symbols, "system.initial")
+        first = found[0] if found else self.atoms
+        for number, atoms in enumerate(found):
+            if not np.array_equal(atoms.numbers, first.numbers) or not np.array_equal(atoms.pbc, self.atoms.pbc):
+                raise InputError(
+                    f"structure {number} of system.initial is of other atoms, in another order or periodic along other "
+                    "directions; start from structures of one system"
+                )
+            _check_same_kind(atoms, first, f"structure {number} of system.initial", "structure 0")
+        if np.array_equal(first.numbers, self.atoms.numbers):
+            _check_same_kind(first, self.atoms, "structure 0 of system.initial", "system.structure")
+        kept = [a for a in found if self.max_volume is None or self._scaled_volume(a) <= self.max_volume]
+        if len(kept) < 2:
+            limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
+            raise InputError(f"system.initial has {len(kept)} structures{limit}; at least 2 are needed")
+        return kept
+
+    def _scaled_volume(self, atoms: Atoms) -> float:
+        return self.volume_scale(len(atoms)) * abs(np.linalg.det(np.asarray(atoms.cell)))
+
+
+def _check_same_kind(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
+    """Refuses structures of the same atoms that differ in charge, spin or what is fixed: one data set is of one system.
+
+    Raises:
+        InputError: naming both.
+    """
+    (charge, unpaired), (charge_before, unpaired_before) = charge_and_unpaired(atoms), charge_and_unpaired(other)
+    if (charge, unpaired) != (charge_before, unpaired_before):
+        raise InputError(
+            f"{what} has the charge {charge:g} and {unpaired:g} unpaired electrons, {which} the charge "
+            f"{charge_before:g} and {unpaired_before:g}; one potential is of one state, so state the same for all"
+        )
+    fixed, before = fixed_atoms(atoms, what), fixed_atoms(other, which)
+    if not np.array_equal(fixed, before):
+        raise InputError(
+            f"{what} fixes {fixed.sum()} atoms, others than the {before.sum()} of {which}; give all of them the same "
+            "constraint"
+        )
+
+
+def _check_phases(phases: Mapping[str, Sequence[float]]) -> None:
+    """Refuses ranges of volume that are none or that overlap."""
+    for name, bounds in phases.items():
+        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
+            raise InputError(
+                f"system.phases.{name}={list(bounds)} must be two volumes in Å³, the lower one first, "
+                "e.g. [0, 950] or [1150, .inf]"
+            )
+    ordered = sorted(phases, key=lambda name: phases[name][0])
+    for before, after in pairwise(ordered):
+        if phases[after][0] < phases[before][1]:
+            raise InputError(f"system.phases.{after}={list(phases[after])} overlaps {before}; separate the two")
