@@ -19,6 +19,7 @@ from ubmd.errors import InputError
 from ubmd.files import replaced
 from ubmd.runs.continuation import read_config
 from ubmd.runs.metrics import read_metrics
+from ubmd.runs.versions import upgraded
 
 __all__ = ["Found", "compare", "read_folders", "read_wandb"]
 
@@ -103,7 +104,7 @@ def _read_folder(folder: Path, found: Found) -> None:
         found.skipped.append((name, "has no metrics.csv: not a run of `ubmd learn`, or no round of it is finished"))
     else:
         try:
-            _add(found, name, read_config(folder / "config.yaml"), read_metrics(folder / "metrics.csv"))
+            _add(found, name, upgraded(read_config(folder / "config.yaml")), read_metrics(folder / "metrics.csv"))
         except InputError as error:
             found.skipped.append((name, f"cannot be read: {' '.join(str(error).split())}"))
 

@@ -22,6 +22,7 @@ from ubmd.runs.folder import INITIAL, RoundFolder
 from ubmd.runs.integrity import is_json, repair
 from ubmd.runs.metrics import write_metrics
 from ubmd.runs.records import checksums, read_record, write_record
+from ubmd.runs.versions import upgraded
 from ubmd.secrecy import hidden
 
 __all__ = ["INITIAL", "RoundFolder", "RoundStore"]
@@ -107,7 +108,7 @@ class RoundStore:
             log.warning("%s; written anew, since the configuration given now is the run's", fault)
             write_text(file, _as_yaml(config))
             return {}
-        different = differences(before, config)
+        different = differences(upgraded(before), config)
         grown = {key: different.pop(key) for key in MAY_GROW if key in different}
         if different:
             key, (old, new) = next(iter(different.items()))
