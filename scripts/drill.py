@@ -3,6 +3,7 @@
     python scripts/drill.py kills [--kills 60] [--terms 20] [--seed 0]
     python scripts/drill.py fuzz [--inputs 100000] [--seed 0]
     python scripts/drill.py soak [--minutes 120]
+    python scripts/drill.py damages [--moments learn:fit learn:end]
     python scripts/drill.py disks [--sizes 16] [--others 3] (as root)
 
 Each prints its cases and one line of figures; the exit code is 1 if something that has to hold did not.
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from drills import disks, fuzz, kills, soak
+sys.path.append(str(Path(__file__).parents[1]))  # the ways of damaging files are those of the tests
 
-DRILLS = {"kills": kills, "fuzz": fuzz, "soak": soak, "disks": disks}
+from drills import damages, disks, fuzz, kills, soak
+
+DRILLS = {"kills": kills, "fuzz": fuzz, "soak": soak, "damages": damages, "disks": disks}
 
 
 def main() -> int:

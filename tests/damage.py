@@ -57,7 +57,8 @@ def empty(path: Path) -> None:
 def flip(path: Path, place: float = 0.6) -> None:
     """One bit of one byte."""
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
+    if content:
+        content[int(place * len(content))] ^= 1
     path.write_bytes(content)
 
 

@@ -58,6 +58,7 @@ def test_label_faults() -> None:
         (signal.SIGTERM, -15, "", 1.0, None),
         (signal.SIGTERM, 0, "", 9.0, "went on"),
         (signal.SIGTERM, -15, "half a word", 1.0, "exit code -15"),
+        (signal.SIGINT, -2, "all words", 1.0, "exit code -2"),
         (signal.SIGINT, 130, "", 1.0, "no word"),
         (signal.SIGINT, 130, "Traceback: the same command continues", 1.0, "traceback"),
         (signal.SIGKILL, -9, "anything", 1.0, None),
@@ -88,6 +89,27 @@ def test_differences(tmp_path: Path, run: Path) -> None:
     assert set(differences(other, run)) == {
         *("dataset.extxyz differs", "metrics.csv differs", ".metrics.1.tmp.csv is left over", "more is missing")
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "other", "paid_twice", "what"),
+    [
+        (0, "", [], [], "harmless"),
+        (0, "made again", [], [], "repaired"),
+        (0, "made again", ["metrics.csv differs"], [], "told"),
+        (2, "ubmd: error: restore it", [], [], "refused"),
+        (0, "", ["metrics.csv differs"], [], "FAULT"),
+        (0, "made again", [], ["a label"], "FAULT"),
+        (2, "Traceback\nubmd: error: restore it", [], [], "FAULT"),
+        (2, "no sentence", [], [], "FAULT"),
+        (1, "ubmd: error: restore it", [], [], "FAULT"),
+        (-9, "", [], [], "FAULT"),
+    ],
+)
+def test_what_came_of_a_damage(code: int, said: str, other: list[str], paid_twice: list[str], what: str) -> None:
+    from drills.damages import judged
+
+    assert judged(code, said, said, other, paid_twice)[0] == what
 
 
 def test_damage_follows_from_the_seed() -> None:

@@ -17,7 +17,7 @@ from tests.dynamics.test_walker_resume import LANGEVIN, assert_same, crystals, m
 from tests.reference.test_labelling import Spring, pairs
 from ubmd.cli import main as cli
 from ubmd.dynamics.walkers import run_walkers
-from ubmd.interruption import Interrupted, exposed, handled, requested, shielded
+from ubmd.interruption import SENTENCE, Interrupted, exposed, handled, requested, shielded
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 
@@ -102,6 +102,23 @@ def test_the_second_signal_kills() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["behind the work", "at exit", "at last"])
+def test_signals_of_the_end(moment: str, signum: int, code: int) -> None:
+    """They end the process with a word, where it can still say one; else its work was done, and its code stands."""
+    send, end = f"lambda: os.kill(os.getpid(), {signum})", "handled(to_the_end=True)"
+    parts = {
+        "behind the work": f"with {end}:\n    print('done')\n({send})()",
+        "at exit": f"with {end}:\n    print('done')\natexit.register({send})",
+        "at last": f"atexit.register({send})\nwith {end}:\n    print('done')",
+    }
+    program = f"import atexit, os, signal\nfrom ubmd.interruption import handled\n{parts[moment]}"
+    process = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert process.stdout == "done\n"
+    assert process.returncode == (0 if moment == "at last" else code)
+    assert process.stderr == ("" if moment == "at last" else f"{SENTENCE}\n")
+
+
 @pytest.mark.parametrize("case", [molecules, crystals])
 def test_walkers_are_saved_where_they_are(tmp_path: Path, case) -> None:
     state, toy, rules = case()
@@ -179,7 +196,9 @@ def test_command_ends_with_its_workers(tmp_path: Path, executor: str, signum: in
     (tmp_path / "slow.py").write_text(
         "import subprocess, time\nfrom ase.calculators.emt import EMT\n"
         "class Slow(EMT):\n    def calculate(self, *args):\n"
-        "        open('begun', 'w').close()\n        subprocess.run(['sleep', '97'])\n"
+        "        with subprocess.Popen(['sleep', '97']) as program:\n"  # whose start is over when it has begun
+        "            try:\n                open('begun', 'w').close()\n                program.wait()\n"
+        "            finally:\n                program.kill()\n"
         "        super().calculate(*args)\n"
     )
     (tmp_path / "two.xyz").write_text("2\n\nCu 0 0 0\nCu 0 0 2.5\n" * 2)

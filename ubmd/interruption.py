@@ -7,18 +7,21 @@ and :func:`requested` tells of it. A second signal ends the process at once.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Interrupted", "exposed", "handled", "kept", "reinstall", "requested", "shielded", "stop"]
+__all__ = ["SENTENCE", "Interrupted", "exposed", "handled", "kept", "reinstall", "requested", "shielded", "stop"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What schedulers send before they kill, and Ctrl-C."""
+SENTENCE = "ubmd: interrupted; the same command continues"
 
 _first: tuple[int, float] | None = None
 _shields = 0
@@ -42,14 +45,20 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(*, to_the_end: bool = False) -> Iterator[None]:
     """Handles the signals while the block runs.
 
     Leaves them alone in a thread, where Python allows no handlers, and where somebody else handles them already (a
     notebook's kernel, the launcher of a cluster's job).
+
+    Args:
+        to_the_end: the process ends behind the block; a signal that comes then ends it with a word as well, and the
+            last moments of the interpreter, which could not say any, are not disturbed.
     """
     global _first
     before = {}
+    if to_the_end:
+        atexit.register(_ignore)  # called behind all that are registered later
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
             if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
@@ -58,7 +67,7 @@ def handled() -> Iterator[None]:
         yield
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, _end if to_the_end else handler)
         if before:
             _first = None
 
@@ -131,3 +140,18 @@ def _note(signum: int, frame: FrameType | None) -> None:
     _first = signum, time.monotonic()
     if not _shields:
         raise Interrupted(signum)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    """Ends a process that has nothing left to do; an exception would only be printed by what it meets."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(RuntimeError, ValueError, OSError):  # the signal may have come in the midst of a print
+            stream.flush()
+    os.write(2, f"{SENTENCE}\n".encode())
+    os._exit(128 + signum)
+
+
+def _ignore() -> None:
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is _end:
+            signal.signal(signum, signal.SIG_IGN)

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PAGE = 4096
@@ -133,8 +133,8 @@ def watched(place: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-def forked(command: Sequence[str], output: Path) -> tuple[int, str]:
-    """Exit code and standard error of ``ubmd`` in a fork of this process."""
+def forked(command: Sequence[str], output: Path, before: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """Exit code and standard error of ``ubmd`` in a fork of this process, which does ``before`` first."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -143,6 +143,7 @@ def forked(command: Sequence[str], output: Path) -> tuple[int, str]:
                 os.dup2(os.open(f"{output}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             from ubmd.cli.main import main
 
+            before()
             code = main(list(command))
         except BaseException:
             traceback.print_exc()

@@ -146,8 +146,7 @@ def killed_run(drill: Drill, index: int) -> None:
         )
         stored = {name: label for file in stores(folder) for name, label in labels(file).items()}
         computed = noted(folder)[len(before) :]
-        through = not differences(folder / "run", standard / "run")
-        faults = label_faults(known, stored, computed, AHEAD[executor]) + ending_faults(ending, moment, number, through)
+        faults = label_faults(known, stored, computed, AHEAD[executor]) + ending_faults(ending, moment, number)
         if number != signal.SIGKILL and ending.interrupted:
             faults += [f"{file} is left behind by {number.name}" for file in temporary(folder) if file not in left]
         finished = ending.code == 0
@@ -199,8 +198,8 @@ def label_faults(
     return faults + ([f"{len(unstored)} labels were done and not stored"] if len(unstored) > ahead else [])
 
 
-def ending_faults(ending: Ending, moment: float, number: signal.Signals, through: bool = False) -> list[str]:
-    """What is wrong about the way a process ended; ``through``: with everything done."""
+def ending_faults(ending: Ending, moment: float, number: signal.Signals) -> list[str]:
+    """What is wrong about the way a process ended."""
     faults = [f"{ending.orphans} orphans"] if ending.orphans else []
     last = ending.stderr.strip().splitlines()[-1:] or [""]
     if not ending.interrupted:
@@ -209,8 +208,8 @@ def ending_faults(ending: Ending, moment: float, number: signal.Signals, through
         return faults
     if ending.code == 0:  # it was through, as the comparison of the results will tell
         return [*faults, f"went on after {number.name}"] if ending.cpu > moment + ENDING else faults
-    if ending.code == -number and (through or not ending.stderr):
-        return faults  # Python was ending, or the first word could not be said yet
+    if ending.code == -number and not ending.stderr:
+        return faults  # the first word could not be said yet
     if ending.code != CODES[number]:
         faults.append(f"exit code {ending.code} after {number.name}: {last[0]}")
     if SENTENCE not in ending.stderr:

@@ -195,11 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no Å must not end a run
+    own = argv is None  # the process is ubmd's
     if argv is None:
         argv = sys.argv[1:]
         sys.argv[1:] = map(secrecy.hide_override, argv)  # which wandb keeps
     try:
-        with interruption.handled():
+        with interruption.handled(to_the_end=own):
             return _run(argv)
     except InputError as error:
         print(f"ubmd: error: {secrecy.hide(str(error))}", file=sys.stderr)
@@ -214,5 +215,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ubmd: error: {secrecy.hide(str(refusal))}", file=sys.stderr)
         return 2
     except (interruption.Interrupted, KeyboardInterrupt) as signal:
-        print("ubmd: interrupted; the same command continues", file=sys.stderr)
+        print(interruption.SENTENCE, file=sys.stderr)
         return signal.code if isinstance(signal, interruption.Interrupted) else 130
