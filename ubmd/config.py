@@ -26,12 +26,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import ubmd
 from ubmd import paths
 from ubmd.errors import InputError
 from ubmd.imports import extra_with, first_line, locate, options_of
 from ubmd.schema import KEYS, OPTIONAL, hints_of, mismatch, shown
 from ubmd.secrecy import hide, is_secret
+from ubmd.version import __version__
 
 _INSTANTIATE_KEYS: dict[str, Any] = {
     "_target_": str,
@@ -326,7 +326,7 @@ def folder_path(text: str | None, default: str) -> str:
 
 def provenance() -> dict[str, str | None]:
     """Versions that produced a result, and the git commit of the checkout (None outside one)."""
-    versions: dict[str, str | None] = {"ubmd": ubmd.__version__}
+    versions: dict[str, str | None] = {"ubmd": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -356,7 +356,7 @@ def circumstances(cfg: Mapping[str, Any]) -> dict[str, str | int | None]:
 
 
 def _git_hash() -> str | None:
-    root = Path(ubmd.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():  # never the commit of some other repository around an installed package
         return None
 

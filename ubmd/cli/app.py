@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ubmd import config, interruption, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.explain import check_groups, explain
-from ubmd.cli.main import Command
+from ubmd.cli.main import Command, find
 from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.runs.continuation import config_digest
 from ubmd.runs.lock import held
@@ -305,12 +305,16 @@ def _check_device(cfg: DictConfig) -> None:
 def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None) -> DictConfig:
     """The checked configuration of a command, for notebooks and tests; nothing is written.
 
-    ``paths.run`` is `folder`, or the folder that the command line would use.
-    """
-    from ubmd.cli.main import COMMANDS
+    Args:
+        config_name: the command: ``learn``, ``train``, ``evaluate``, ``md`` or ``label``.
+        overrides: what would follow it on the command line, one string each: ``["experiment=ala2_demo", "seed=1"]``.
+        folder: the run's, ``paths.run``; by default the one that the command line would use.
 
+    Raises:
+        InputError: for an unknown command, group, option or key, and for values that do not fit.
+    """
     with open_hydra() as hydra:
-        cfg = compose_checked(hydra, COMMANDS[config_name], list(overrides))
+        cfg = compose_checked(hydra, find(config_name), list(overrides))
         return job_config(cfg, folder)
 
 

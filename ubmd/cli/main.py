@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NoReturn
 
-from ubmd import __version__, interruption, secrecy
+from ubmd import interruption, secrecy
 from ubmd.errors import InputError, system_refusal
+from ubmd.version import __version__
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def _find(name: str) -> Command:
+def find(name: str) -> Command:
+    """The command of a name."""
     if name in COMMANDS:
         return COMMANDS[name]
     near = get_close_matches(name, _SUMMARIES, n=1, cutoff=0.5)
@@ -165,7 +167,7 @@ def _run(argv: Sequence[str]) -> int:
         from ubmd.commands.check import check
 
         return check(argv[1:])
-    command = _find(argv[0])
+    command = find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
 
     from ubmd.cli import app

@@ -22,9 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ubmd
 from ubmd.errors import InputError
 from ubmd.secrecy import hidden
+from ubmd.version import __version__
 
 if TYPE_CHECKING:
     from ubmd.reference.base import Plain, Reference
@@ -101,7 +101,7 @@ def code_of(modules: set[str]) -> Code:
         top = name.partition(".")[0]
         file = getattr(sys.modules.get(name), "__file__", None)
         if top == "ubmd":
-            versions["ubmd"] = ubmd.__version__
+            versions["ubmd"] = __version__
         elif top in sys.stdlib_module_names and top != "__main__":
             continue
         elif file is None:
