@@ -39,7 +39,7 @@ def test_the_wheel_carries_everything(unpacked_wheel: Path) -> None:
 
 
 def test_the_wheel_finds_its_configurations(unpacked_wheel: Path, tmp_path: Path) -> None:
-    code = "from ubmd import cli, paths; print(paths.config_dir()); cli.main(['learn', '--cfg', 'job'])"
+    code = "import ubmd.paths, ubmd.cli.main as c; print(ubmd.paths.config_dir()); c.main(['learn', '--cfg', 'job'])"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,
