@@ -90,6 +90,8 @@ def check_values(tree: Mapping[Any, Any], config_name: str) -> None:
     Raises InputError for the first that does not fit.
     """
     base = base_keys(config_name)
+    if isinstance(tree.get("name"), str) and not tree["name"].strip():
+        raise InputError("name is empty; it is the folder of the runs: give name=WORD, or leave it at its default")
     for key, hint in KEYS.items():
         *outer, name = key.split(".")
         holder = tree[outer[0]] if outer and outer[0] in base else tree
@@ -152,24 +154,25 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
 def build(cfg: DictConfig, key: str, **given: Any) -> Any:
     """What a part of the configuration describes, e.g. ``build(cfg, "calibration.atomic")``.
 
-    What is completed later (``_partial_``) is completed by `given`, if there is any.
+    What is completed later (``_partial_``) is completed by `given`, if any; else that replaces options.
 
-    Raises InputError for a part that is absent and for a value that its class refuses; Hydra would wrap it.
+    Raises InputError for a part that is absent and for a value that its class refuses, with the key as users type it.
     """
     node = OmegaConf.select(cfg, key)
     if node is None:
         raise InputError(f"{key} is not chosen; leave it at its default or give {key}=OPTION")
     try:
+        if isinstance(node, DictConfig) and not node.get("_partial_"):
+            return instantiate(node, **given)
         made = instantiate(node)
         return made(**given) if given else made
-    except InputError:
-        raise
     except (InstantiationException, *_OF_VALUES, RuntimeError) as error:
         cause: BaseException | None = error
         while isinstance(cause, InstantiationException):
+            key = _full_key(cause) or key
             cause = cause.__cause__
         if isinstance(cause, InputError):
-            raise cause from None
+            raise InputError(_with_key(str(cause), cfg, key)) from error
         if isinstance(cause, ImportError):
             raise InputError(
                 f"{key} needs {cause.name}, which cannot be imported{extra_with(cause)} ({cause})"
@@ -177,6 +180,23 @@ def build(cfg: DictConfig, key: str, **given: Any) -> Any:
         if isinstance(cause, _OF_VALUES) or "memory" in str(cause):
             raise InputError(f"{key} holds a value of the wrong kind ({shown(str(cause), 200)})") from error
         raise
+
+
+def _full_key(error: InstantiationException) -> str | None:
+    """The key of the part that could not be made, as Hydra gives it at the end of its message."""
+    found = re.search(r"\nfull_key: (\S+)\s*\Z", str(error))
+    return found.group(1) if found else None
+
+
+def _with_key(sentence: str, cfg: DictConfig, key: str) -> str:
+    """A sentence about a part of the configuration that names the key: classes know their own options alone."""
+    first = re.match(r"\w*", sentence)
+    word = first.group() if first else ""
+    if word in cfg or re.search(rf"\b{re.escape(key.split('.', 1)[0])}[.=:]", sentence):
+        return sentence
+    node = OmegaConf.select(cfg, key)
+    options = options_of(locate(str(node["_target_"]))) if isinstance(node, DictConfig) and "_target_" in node else None
+    return f"{key}.{sentence}" if word in (options or ()) else f"{key}: {sentence}"
 
 
 def base_keys(config_name: str) -> dict[str, Any]:

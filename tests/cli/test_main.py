@@ -221,13 +221,28 @@ def test_bad_input_found_by_a_job(
 
     stand_in(job)
     assert refused(capsys, "learn", "seed=1") == "seed=1 is odd"
-    assert "seed=1 is odd" in (runs / "learn" / "seed-1" / "ubmd.log").read_text()
+    assert not runs.exists(), "the work had not begun"
     assert cli.main(["learn", "seed=1,2,3", "-m"]) == 2
     err = capsys.readouterr().err
     assert "ubmd: error: seed=1 is odd" in err
     assert "ubmd: error: seed=3 is odd" in err
     assert "Traceback" not in err
+    assert "seed=1 is odd" in (runs / "learn" / "seed-1" / "ubmd.log").read_text()
     assert cli.main(["learn", "seed=2", "-m"]) == 0
+
+
+@pytest.mark.usefixtures("toy_conf")
+def test_bad_input_leaves_what_was_there(stand_in: Callable[[Job], None], runs: Path) -> None:
+    def job(cfg: DictConfig) -> None:
+        if cfg.seed == 1:  # its work has begun
+            (runs / "learn" / "seed-1" / "labels.db").write_text("paid for")
+        raise InputError("no")
+
+    stand_in(job)
+    (runs / "learn" / "default").mkdir(parents=True)
+    assert [cli.main(["learn", *text]) for text in ([], ["seed=1"], ["seed=2"])] == [2, 2, 2]
+    assert sorted(path.name for path in (runs / "learn").iterdir()) == ["default", "seed-1"]
+    assert (runs / "learn" / "seed-1" / "labels.db").exists()
 
 
 @pytest.mark.usefixtures("toy_conf", "runs")

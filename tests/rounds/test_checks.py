@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from omegaconf import OmegaConf
 
+from ubmd.cli import main as cli
 from ubmd.errors import InputError
 from ubmd.rounds.checks import check_test
 from ubmd.systems.system import System
@@ -62,3 +65,48 @@ def test_moments_of_crystals_say_no_multiplicity() -> None:
     for atoms, moment in zip(iron, (2.2, 2.3), strict=True):
         atoms.set_initial_magnetic_moments([moment, moment])
     checked(*iron)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("dynamics.integrator.dt=-1", "dynamics.integrator.dt must be a positive time step"),
+        ("dynamics.integrator.dt=1e9", "dynamics.integrator.dt must be a positive time step in fs, at most 100"),
+        (
+            "dynamics.integrator.temperature=[300,1e12]",
+            "dynamics.integrator.temperature=[300, 1000000000000.0] must be",
+        ),
+        ("model.cutoff=1e9", "at most 20 Å"),
+        ("model.hidden=[]", "model.hidden=[] must be one width or more"),
+        ("model.hidden=[1000000000]", "each from 1 to 16384"),
+        ("model.hidden.a=3", "model.hidden is a list, whose items have numbers"),
+        ("uncertainty.features.n_projections=0", "uncertainty.features.n_projections=0 must be from 1"),
+        ("calibration.atomic.alpha=2", "calibration.atomic.alpha must lie between 0 and 1"),
+        ("system.displacement=1e9", "system.displacement=1000000000.0 must be from 0 to 10 Å"),
+        ("dynamics.n_walkers=1000000000", "dynamics.n_walkers=1000000000 must be at most"),
+        ("+trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be at least 0"),
+        ("+callbacks.ema={_target_: ubmd.callbacks.ema.ExponentialMovingAverage, decay: 2}", "callbacks.ema.decay=2"),
+        ("hydra.sweeper._target_=abc", "hydra.sweeper._target_ is no sweeper: abc"),
+        ("name=''", "name is empty"),
+    ],
+)
+def test_numbers_out_of_range_name_their_key_and_leave_nothing(
+    override: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("UBMD_CACHE", str(tmp_path / "cache"))
+    options = ["experiment=bulk_demo", "logger=csv", "data.test=null", "system.relax=null", "model.hidden=[4]"]
+    assert cli.main(["learn", *options, override]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("override", ["+reference.calculator.api_key=abcdefgh,ijklmnop", "executor=serial,processes"])
+def test_jobs_of_a_sweep_that_would_share_a_folder(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
+    assert cli.main(["learn", "experiment=bulk_demo", override, "-m"]) == 2
+    err = capsys.readouterr().err
+    assert f"two values of {override.partition('=')[0]} would share the folder" in err
+    assert "abcdefgh" not in err

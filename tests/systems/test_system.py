@@ -61,8 +61,8 @@ def nan() -> Atoms:
     ("options", "message"),
     [
         ({"n_initial": 1}, r"system\.n_initial=1 .*use at least 2"),
-        ({"displacement": -0.1}, r"system\.displacement=-0\.1 must not be negative"),
-        ({"strain": -0.1}, r"system\.strain=-0\.1 must not be negative"),
+        ({"displacement": -0.1}, r"displacement=-0\.1 must be from 0 to 10"),
+        ({"strain": -0.1}, r"strain=-0\.1 must be at least 0"),
         ({"species": ["H"]}, r"system\.structure contains O, which is not in system\.species=\['H'\]; add it"),
         ({"torsions": {"phi": [0, 1, 2]}}, r"system\.torsions\.phi=\[0, 1, 2\] must be four .* from 0 to 2"),
         ({"torsions": {"phi": [0, 1, 2, 3]}}, r"system\.torsions\.phi=\[0, 1, 2, 3\] .* from 0 to 2"),
@@ -90,7 +90,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
     ids=["strain of a molecule", "strain", "displacement", "torsion", "species twice", "no species"],
 )
 def test_more_bad_input(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"system.{next(iter(options))}"):
+    with pytest.raises(InputError, match=f"{next(iter(options))}"):
         System(**({"structure": bulk("Cu", cubic=True)} | options))
 
 

@@ -12,9 +12,10 @@ import importlib
 import logging
 import os
 import secrets
-import textwrap
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, interruption, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
-from ubmd.cli.explain import check_groups, explain
+from ubmd.cli.explain import check_groups, explain, explain_value
 from ubmd.cli.main import Command, find
 from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.runs.continuation import config_digest
-from ubmd.runs.lock import held
+from ubmd.runs.lock import LOCK, held
 
 log = logging.getLogger(__name__)
+
+BEFORE_WORK = frozenset({".hydra", "ubmd.log", LOCK})
+"""What is in a run's folder before a command begins its work."""
 
 
 class JobFailed(Exception):  # noqa: N818
@@ -123,8 +130,8 @@ def compose_unchecked(hydra: Hydra, command: Command, overrides: Sequence[str]) 
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(hydra, command, parsed, error)) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a group that is given a number
-        raise InputError(" ".join(str(error).split())) from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a group that is given a number, a list's item by name
+        raise InputError(explain_value(hydra, command, parsed, error)) from error
     except (AttributeError, AssertionError) as error:  # Hydra's, for a parameter of a sweep that has none yet
         text = next((o.input_line for o in parsed if o.key_or_group.startswith("hydra.sweeper.params")), None)
         if text is None:
@@ -136,10 +143,12 @@ def compose_checked(hydra: Hydra, command: Command, overrides: Sequence[str]) ->
     """Compose one configuration and compare it with the classes that it names; InputError if they differ."""
     cfg = compose_unchecked(hydra, command, overrides)
     config.validate(cfg, command.config_name)
-    for part in ("sweeper", "launcher"):
+    for part, kind in (("sweeper", Sweeper), ("launcher", Launcher)):
         node = cfg.hydra[part]
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise InputError(f"hydra.{part}={node} must be a part, with a _target_; choose hydra/{part}=OPTION")
+        if node["_target_"] not in {f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)}:
+            raise InputError(f"hydra.{part}._target_ is no {part}: {node['_target_']}; choose hydra/{part}=OPTION")
     config.check_values(config.plain(job_config(copy.deepcopy(cfg))), command.config_name)
     return cfg
 
@@ -160,11 +169,26 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
                 text = override.input_line
                 raise InputError(f"{text} is no list of values; write range(...), or choose another hydra/sweeper")
         points = sweep_points(dimensions)
-    for point in points:
+    folders: dict[Path, list[str]] = {}
+    for number, point in enumerate(points):
         cfg = compose_checked(hydra, command, point)
+        if sweep and _expands_beforehand(cfg):
+            _check_apart(point, folders, _sweep_folder(cfg, number))
         if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
             _check_device(cfg)
     return sweep
+
+
+def _check_apart(point: list[str], folders: dict[Path, list[str]], folder: Path) -> None:
+    """Adds the folder of a sweep's job to those of others; refuses one that another job has."""
+    other = folders.setdefault(folder, point)
+    if other is not point:
+        key = next((text.partition("=")[0] for text, before in zip(point, other, strict=True) if text != before), None)
+        which = f"two values of {key}" if key else "two jobs that are the same"
+        raise InputError(
+            f"{which} would share the folder {folder}, as secrets and what has no say in the results are not in its "
+            "name; run them one by one, each with a name=... of its own"
+        )
 
 
 def _expands_beforehand(cfg: DictConfig) -> bool:
@@ -216,9 +240,10 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
     mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     start = hydra.multirun if sweep else hydra.run
     attempt = secrets.token_hex(4)
+    made = [] if sweep else _missing(_run_folder(compose_unchecked(hydra, command, overrides)))
     hydra_files.prepare_sweeps()
     try:
-        job = functools.partial(perform, command, attempt)
+        job = functools.partial(perform, command, attempt, made)
         start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}", hydra_files.NOT_BY_HYDRA])
     except JobFailed as error:
         return error.code
@@ -236,16 +261,40 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
     return 0
 
 
-def perform(command: Command, attempt: str, cfg: DictConfig) -> Any:
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those around it, as far as they do not exist yet."""
+    return list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Removes the folders that were made for a job, the innermost first, if it has not begun its work there."""
+    if made and {path.name for path in made[0].iterdir()} <= BEFORE_WORK:
+        shutil.rmtree(made[0])
+        with suppress(OSError):  # somebody else has put something there
+            for folder in made[1:]:
+                folder.rmdir()
+
+
+def perform(command: Command, attempt: str, made: Sequence[Path], cfg: DictConfig) -> Any:
     """One job: check, call the command's function, report what stops it.
 
     A sweep passes over what it finished at an earlier attempt, if the command allows for that.
+
+    Args:
+        command: whose function does the work.
+        attempt: the start that this belongs to.
+        made: folders that are made for this job, innermost first; bad input leaves none of them.
+        cfg: the configuration.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     try:
         with held(folder):
-            return _perform(command, attempt, cfg, folder)
+            try:
+                return _perform(command, attempt, cfg, folder)
+            except InputError:
+                _remove_unused(made)
+                raise
     except Exception as error:
         said = error if isinstance(error, InputError | StoppedShort) else system_refusal(error, folder)
         if said is None:
@@ -318,13 +367,23 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | s
         return job_config(cfg, folder)
 
 
+def _run_folder(cfg: DictConfig) -> Path:
+    """The folder of a single job."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(cfg)
+        with config.readable():
+            return Path(os.path.abspath(cfg.hydra.run.dir))
+    finally:
+        HydraConfig.instance().cfg = before
+
+
 def job_config(cfg: DictConfig, folder: Path | str | None = None) -> DictConfig:
     """What a job receives: no hydra node, and `paths` written out, because they refer to that node."""
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(cfg)
-        with config.readable():
-            run_folder = Path(os.path.abspath(folder or cfg.hydra.run.dir))
+        run_folder = Path(os.path.abspath(folder)) if folder else _run_folder(cfg)
         with open_dict(cfg), read_write(cfg.hydra.runtime):
             cfg.hydra.runtime.output_dir = str(run_folder)
             HydraConfig.instance().set_config(cfg)
@@ -343,49 +402,3 @@ def configuration_text(hydra: Hydra, command: Command, overrides: Sequence[str],
         job = job_config(cfg) if resolve else OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
         return hydra_files.as_yaml(job, resolve=resolve)
     return hydra_files.as_yaml(OmegaConf.masked_copy(cfg, ["hydra"]) if part == "hydra" else cfg)
-
-
-def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags: str) -> str:
-    """The text of ``ubmd COMMAND --help``: groups with their options, examples, keys, flags."""
-    base = config.base_keys(command.config_name)
-    loader = hydra.config_loader
-    cfg = loader.load_configuration(
-        command.config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
-    )
-    tree = OmegaConf.to_container(cfg, resolve=False)
-    choices = cfg.hydra.runtime.choices
-    assert isinstance(tree, dict)
-    options = {group: loader.get_group_options(group) for group in base if group != "hydra"}
-    groups = {group: names for group, names in options.items() if names}
-    wide = max(map(len, [*base, "hydra"]), default=0)
-    lines = [
-        f"ubmd {command.name}",
-        f"  {command.summary}",
-        "",
-        f"usage: ubmd {command.name} [key=value ...] [flags]",
-    ]
-    lines += ["", "groups, group=option (* is chosen):"]
-    for group, names in groups.items():
-        marked = [f"{name}*" if name == choices.get(group) else name for name in names]
-        lines.append(f"  {group:<{wide}}  {', '.join(marked)}")
-    lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
-    lines += ["", "keys, key=value:"]
-    for key, value in tree.items():
-        if key != "hydra":
-            lines += textwrap.wrap(
-                f"{key:<{wide}}  {_describe(str(key), value)}",
-                width=100,
-                initial_indent="  ",
-                subsequent_indent=" " * (wide + 6),
-                break_on_hyphens=False,
-            )
-    described = flags[flags.index("-h, --help") :].rstrip() if "-h, --help" in flags else flags
-    lines += ["", "flags:", f"  {described}"]
-    return "\n".join(lines)
-
-
-def _describe(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        names = [str(name) for name in value if not str(name).startswith("_")]
-        return f"{key}." + "{" + ", ".join(names) + "}" if names else "(nothing)"
-    return f"{value}" if value is not None else "null"

@@ -61,10 +61,42 @@ def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error
         name = override.key_or_group
         if name not in base and f"Could not override '{name}'" in message:
             return f"{name} is not a group of `ubmd {command.name}`; {config.suggestion(name, base)}"
-    sentence = _misspelt(hydra, command, groups, [o for o in overrides if o not in groups])
+    if "is not an int" in message:
+        sentence = _named_item(hydra, command, overrides)
+    else:
+        sentence = _misspelt(hydra, command, groups, [o for o in overrides if o not in groups])
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     whole = " ".join(" ".join(str(part).split()) for part in (message, cause or "") if str(part).strip())
     return sentence or whole or type(error).__name__
+
+
+def explain_value(hydra: Hydra, command: Command, overrides: Sequence[Override], error: Exception) -> str:
+    """One sentence for a value that cannot be set."""
+    return _named_item(hydra, command, overrides) or " ".join(str(error).split())
+
+
+def _named_item(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> str | None:
+    """The sentence for the first override that names an item of a list other than by its number."""
+    for override in overrides:
+        above, _, item = override.key_or_group.rpartition(".")
+        while above:
+            if not re.fullmatch(r"-?\d+", item.split("[")[0]) and _is_list(hydra, command, overrides, above):
+                return (
+                    f"{override.input_line}: {above} is a list, whose items have numbers; write {above}.0=VALUE, or "
+                    f"{above}=[VALUE,VALUE] for the whole list"
+                )
+            above, _, item = above.rpartition(".")
+    return None
+
+
+def _is_list(hydra: Hydra, command: Command, overrides: Sequence[Override], key: str) -> bool:
+    """Whether a key holds a list, as far as the overrides beside those below it say."""
+    lines = [str(o.input_line) for o in overrides if not o.key_or_group.startswith(f"{key}.")]
+    try:
+        cfg = hydra.compose_config(command.config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        return OmegaConf.is_list(OmegaConf.select(cfg, key))
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):
+        return False
 
 
 def _misspelt(hydra: Hydra, command: Command, groups: Sequence[Override], values: Sequence[Override]) -> str | None:

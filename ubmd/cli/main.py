@@ -170,11 +170,11 @@ def _run(argv: Sequence[str]) -> int:
     command = find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
 
-    from ubmd.cli import app
+    from ubmd.cli import app, command_help
 
     with app.open_hydra(options.config_dir) as hydra:
         if options.help:
-            print(app.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))
+            print(command_help.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))
         elif options.cfg is not None:
             print(
                 app.configuration_text(hydra, command, options.overrides, options.cfg, options.resolve),

@@ -99,9 +99,10 @@ def _check_plain_settings(cfg: DictConfig) -> None:
 
 def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
     """The structures to start from, all of the same atoms in the same order, known to the potential, the same fixed."""
-    system: System = build(cfg, "system")
     path = cfg.system.structure
-    structures = read_structures(path) if isinstance(path, str) else [system.atoms]
+    structures = read_structures(path) if isinstance(path, str) else None
+    system: System = build(cfg, "system", **({} if structures is None else {"structure": structures[0]}))
+    structures = structures or [system.atoms]
     name = path if isinstance(path, str) else "system.structure"
     known = trained.model.species.tolist()
     for number, atoms in enumerate(structures):

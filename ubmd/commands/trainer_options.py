@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 
+from ubmd.config import build
 from ubmd.errors import InputError
 
 __all__ = ["check_trainer_options", "trainer_limits"]
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def check_trainer_options(cfg: DictConfig) -> None:
     """Refuses, before any work, options of ``cfg.trainer`` that leave a fit without its best weights or its numbers
-    without meaning.
+    without meaning, and callbacks that cannot be made.
 
     Raises:
         InputError: for the first one.
@@ -36,6 +37,12 @@ def check_trainer_options(cfg: DictConfig) -> None:
     every = trainer.get("check_val_every_n_epoch", 1)
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise InputError(f"trainer.check_val_every_n_epoch={every} must be a whole number, at least 1")
+    for name, least in (("gradient_clip_val", 0.0), ("accumulate_grad_batches", 1), ("log_every_n_steps", 0)):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise InputError(f"trainer.{name}={value} must be at least {least:g}")
+    for name in cfg.get("callbacks") or ():
+        build(cfg, f"callbacks.{name}")
     for name, why in REFUSED.items():
         value = trainer.get(name)
         if value is not None and not _is_default(name, value):

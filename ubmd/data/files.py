@@ -143,12 +143,13 @@ class DataFiles:
             without = [atoms for atoms in part if not has_stress(atoms)]
             if stress and without and len(without) < len(part):
                 crystals = sum(bool(atoms.pbc.all()) for atoms in without)
+                others = ((crystals, "crystals without a REF_stress"), (len(without) - crystals, "molecules or slabs"))
                 log.warning(
-                    "data.%s: the stress of %d structures counts, %d crystals have none, and %d are no crystals",
+                    "data.%s: stress counts for %d of %d structures; the others are %s",
                     name,
                     len(part) - len(without),
-                    crystals,
-                    len(without) - crystals,
+                    len(part),
+                    " and ".join(f"{count} {what}" for count, what in others if count),
                 )
         states = {_state(atoms) for part in self.structures.values() for atoms in part}
         for what, values in zip(("charges", "numbers of unpaired electrons"), zip(*states, strict=True), strict=True):

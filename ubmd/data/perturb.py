@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from ubmd.data.inherit import descendant, fixed_atoms
 from ubmd.errors import InputError
 
-__all__ = ["perturb", "random_strain", "stretch"]
+__all__ = ["check_displacement", "perturb", "random_strain", "stretch"]
+
+LARGEST_DISPLACEMENT = 10.0
+"""Å; shifts of more leave nothing of a structure."""
+
+
+def check_displacement(displacement: float) -> None:
+    """Raises InputError for an amplitude of shifts, Å, that is negative or leaves nothing of a structure."""
+    if not 0 <= displacement <= LARGEST_DISPLACEMENT:
+        raise InputError(f"displacement={displacement} must be from 0 to {LARGEST_DISPLACEMENT:g} Å")
 
 
 def random_strain(rng: np.random.Generator, amplitude: float) -> NDArray[np.float64]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from ubmd.bias.biased import BiasedPotential
 from ubmd.bias.quantity import BiasQuantity, TotalUncertainty
 from ubmd.data.batch import AtomicBatch
-from ubmd.data.perturb import perturb
+from ubmd.data.perturb import check_displacement, perturb
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.noise import START_STREAM, stream
+from ubmd.dynamics.settings import check_temperature
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.models.potential import Potential, Prediction
@@ -65,8 +66,7 @@ class AdversarialPotential(BiasedPotential):
         temperature: float = 1200.0,
         quantity: BiasQuantity | None = None,
     ):
-        if not temperature > 0:
-            raise InputError(f"bias.temperature must be positive, got {temperature} K")
+        check_temperature(temperature)
         log = LogUncertainty(quantity or TotalUncertainty())
         strength = KB * temperature
         super().__init__(potential, uncertainty, strength, tau_stress=strength, rescale=False, quantity=log)
@@ -149,8 +149,7 @@ class AdversarialExploration(Explorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.displacement >= 0:
-            raise InputError(f"dynamics.displacement={self.displacement} Å must not be negative")
+        check_displacement(self.displacement)
 
     def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], AdamDescent]:
         shifted = [

@@ -28,6 +28,11 @@ __all__ = ["Explorer", "WalkerExploration", "walker_starts"]
 
 log = logging.getLogger(__name__)
 
+MOST_WALKERS = 100_000
+"""All of them are in memory at once."""
+LARGEST_SKIN = 10.0
+"""Å; the pairs within it are computed with at every step."""
+
 
 def walker_starts(structures: Sequence[Atoms], n_walkers: int) -> list[Atoms]:
     """``n_walkers`` starting structures, the given ones repeated in turn as often as needed."""
@@ -60,8 +65,10 @@ class Explorer:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
-        if self.skin < 0:
-            raise InputError(f"dynamics.skin={self.skin} Å must not be negative")
+        if self.n_walkers > MOST_WALKERS:
+            raise InputError(f"dynamics.n_walkers={self.n_walkers} must be at most {MOST_WALKERS}")
+        if not 0 <= self.skin <= LARGEST_SKIN:
+            raise InputError(f"dynamics.skin={self.skin} Å must be from 0 to {LARGEST_SKIN:g} Å")
 
     def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], Integrator]:
         """Where the walkers start, and what advances them by a step.

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ubmd.data.perturb import check_displacement
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
@@ -42,8 +43,7 @@ class RandomPerturbation:
     needs_stress: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.displacement >= 0:
-            raise InputError(f"displacement must not be negative, got {self.displacement} Å")
+        check_displacement(self.displacement)
         if not 0 <= self.strain < 1 / 6:
             raise InputError(f"strain must be at least 0 and below 1/6, got {self.strain}")
 

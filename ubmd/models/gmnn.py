@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,10 @@ __all__ = ["GMNN", "AtomicOutput", "ShiftedModel", "regress_atomic_energies", "s
 
 MOST_RADIAL = 64
 """Radial functions or Gaussians; the number of invariants grows with the third power of the former."""
+LARGEST_CUTOFF = 20.0
+"""Å; a sphere of this radius holds some thousand atoms."""
+WIDEST = 16384
+"""Neurons of a layer; the number of weights grows with the second power."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +145,17 @@ class GMNN(ShiftedModel):
         seed: int = 0,
     ):
         super().__init__()
-        if not 0 <= r_min < cutoff < math.inf:
+        if not 0 <= r_min < cutoff <= LARGEST_CUTOFF:
             raise InputError(
-                f"model.cutoff={cutoff} Å must be larger than model.r_min={r_min} Å, and that not negative"
+                f"model.cutoff={cutoff} Å must be larger than model.r_min={r_min} Å, that not negative, and at most "
+                f"{LARGEST_CUTOFF:g} Å"
             )
         if not 1 <= n_basis <= MOST_RADIAL or not 1 <= n_gauss <= MOST_RADIAL:
             raise InputError(f"model.n_basis={n_basis} and model.n_gauss={n_gauss} must be between 1 and {MOST_RADIAL}")
         if l_max not in range(4):
             raise InputError(f"model.l_max={l_max} must be 0, 1, 2 or 3")
-        if any(width < 1 for width in hidden):
-            raise InputError(f"model.hidden={list(hidden)} must be widths of at least 1")
+        if not hidden or not all(1 <= width <= WIDEST for width in hidden):
+            raise InputError(f"model.hidden={list(hidden)} must be one width or more, each from 1 to {WIDEST}")
         numbers = species_numbers(species)
         n_species = len(numbers)
         generator = torch.Generator().manual_seed(seed)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LabelExecutor", "Processes", "Serial"]
 
+MOST_PROCESSES = 1024
+"""Workers of a machine, or threads of a worker."""
+
 
 class LabelExecutor(Executor):
     """What labelling wants to know of an executor.
@@ -178,3 +181,5 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise InputError(f"executor.{name}={value} must be positive")
+        if name in ("workers", "threads") and value is not None and value > MOST_PROCESSES:
+            raise InputError(f"executor.{name}={value} must be at most {MOST_PROCESSES}")

@@ -24,6 +24,7 @@ from ubmd.callbacks.divergence import Divergence, check_best
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
 from ubmd.commands.trainer_options import trainer_limits
+from ubmd.config import build
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.errors import InputError
 from ubmd.progress import RunProgress
@@ -83,7 +84,7 @@ def fit_and_predict(
         InputError: if the fit would end, or has ended, before its first validation, or diverged.
     """
     limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
-    further: list[Callback] = [instantiate(c) for c in (cfg.get("callbacks") or {}).values()]
+    further: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
     checkpoint = FitCheckpoint(folder / "last.ckpt", checkpoint_epochs)
     with progress.stage(title) as stage:
         trainer = _trainer(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ubmd.data.electronic import charge_and_unpaired
 from ubmd.data.inherit import fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
-from ubmd.data.perturb import perturb
+from ubmd.data.perturb import check_displacement, perturb
 from ubmd.errors import InputError
 from ubmd.models.gmnn import species_numbers
 from ubmd.systems.relaxation import Relaxation
@@ -73,12 +73,9 @@ class System:
             raise InputError(
                 f"system.n_initial={self.n_initial} leaves nothing to train on or to calibrate with; use at least 2"
             )
-        for name, quantity in (("displacement", self.displacement), ("strain", self.strain)):
-            if quantity < 0:
-                raise InputError(f"system.{name}={quantity} must not be negative")
-            if (not quantity < 1 / 6 and name == "strain") or not np.isfinite(quantity):
-                # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
-                raise InputError(f"system.{name}={quantity} is too large; use a small number such as 0.02")
+        check_displacement(self.displacement)
+        if not 0 <= self.strain < 1 / 6:  # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
+            raise InputError(f"strain={self.strain} must be at least 0 and below 1/6; use a small number such as 0.02")
         for name, atoms in self.torsions.items():
             if len(set(atoms)) != 4 or len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
                 raise InputError(

@@ -332,7 +332,7 @@ def held_out_coverage(
 
 def _check_alpha(alpha: float) -> None:
     if not 0 < alpha < 1:
-        raise InputError(f"calibration.alpha must lie between 0 and 1, got {alpha}")
+        raise InputError(f"alpha must lie between 0 and 1, got {alpha}")
 
 
 def _ratios(error: Tensor, uncertainty: Tensor) -> Tensor:

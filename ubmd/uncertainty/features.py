@@ -12,6 +12,9 @@ from ubmd.models.readout import BIAS_FACTOR, Readout, ReadoutTrace
 
 __all__ = ["FullGradients", "LastLayer", "SketchedGradients"]
 
+MOST_PROJECTIONS = 16384
+"""Of a sketch; the Gram matrix of the features has the second power of them."""
+
 
 class SketchedGradients(nn.Module):
     """Tensor-sketched gradients of the atomic output with respect to weights and biases (Eq. 20).
@@ -126,5 +129,5 @@ def _normal(n_projections: int, width: int, generator: torch.Generator) -> Tenso
 
 
 def _check_projections(n_projections: int) -> None:
-    if n_projections < 1:
-        raise InputError(f"features.n_projections must be at least 1, got {n_projections}")
+    if not 1 <= n_projections <= MOST_PROJECTIONS:
+        raise InputError(f"features.n_projections={n_projections} must be from 1 to {MOST_PROJECTIONS}")

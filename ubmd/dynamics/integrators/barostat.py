@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ubmd.dynamics.settings import in_turn
+from ubmd.dynamics.settings import check_time_step, in_turn
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.units import ACCELERATION, KB, MPA
@@ -33,7 +33,8 @@ _LARGEST_STRAIN = 0.5
 
 def check_settings(dt: float, cell: str, **times: float) -> None:
     """Raises InputError for a time step (fs), a kind of cell or another positive number that makes no sense."""
-    for name, value in ({"dt": dt} | times).items():
+    check_time_step(dt)
+    for name, value in times.items():
         if not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name} must be positive, got {value}")
     if cell not in CELLS:

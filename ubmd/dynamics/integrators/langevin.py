@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ubmd.dynamics.settings import per_walker
+from ubmd.dynamics.settings import check_time_step, temperatures
 from ubmd.dynamics.state import WalkerState, evaluate
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential
@@ -84,11 +84,10 @@ class Langevin:
     needs_stress: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (self.dt > 0 and math.isfinite(self.dt)):
-            raise InputError(f"dt must be a positive time step in fs, got {self.dt}")
+        check_time_step(self.dt)
         if not (self.friction >= 0 and self.friction * self.dt < 1):
             raise InputError(f"friction must lie between 0 and 1/dt = {1 / self.dt:g} (1/fs), got {self.friction}")
-        object.__setattr__(self, "temperature", per_walker("temperature (K)", self.temperature, positive=True))
+        object.__setattr__(self, "temperature", temperatures(self.temperature))
 
     def prepare(self, state: WalkerState) -> LangevinStep:
         """Coefficients for this set of walkers; they stay valid until the set changes."""

@@ -11,8 +11,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ubmd.data.perturb import check_displacement
 from ubmd.dynamics.connectivity import Rotation, rotations
 from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.settings import check_temperature
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
@@ -49,9 +51,9 @@ class MonteCarlo:
         if self.bonds is not None:
             # a YAML list must not look like another setting than a tuple
             object.__setattr__(self, "bonds", tuple(tuple(pair) for pair in self.bonds))
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"temperature must be positive, got {self.temperature} K; give kelvins, e.g. 300")
-        if not 0 < self.displacement < math.inf:
+        check_temperature(self.temperature)
+        check_displacement(self.displacement)
+        if not self.displacement:
             raise InputError(f"displacement must be positive, got {self.displacement} Å")
         if not 0 < self.angle <= math.pi + 1e-9:
             raise InputError(f"angle must be positive and at most π, got {self.angle} rad")

@@ -19,7 +19,7 @@ from ubmd.dynamics.integrators.barostat import (
     unless_torn,
     without_drift,
 )
-from ubmd.dynamics.settings import per_walker
+from ubmd.dynamics.settings import pressures, temperatures
 from ubmd.dynamics.state import WalkerState
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
@@ -71,8 +71,8 @@ class MTK:
     needs_stress: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", per_walker("temperature (K)", self.temperature, positive=True))
-        object.__setattr__(self, "pressure", per_walker("pressure (MPa)", self.pressure, positive=False))
+        object.__setattr__(self, "temperature", temperatures(self.temperature))
+        object.__setattr__(self, "pressure", pressures(self.pressure))
         times = {"thermostat_time": self.thermostat_time, "barostat_time": self.barostat_time}
         check_settings(self.dt, self.cell, **times)
         if not isinstance(self.chain, int) or self.chain < 1:
