@@ -214,7 +214,7 @@ def test_every_explorer_keeps_its_promises(explorer: Explorer, tmp_path: Path) -
         (lambda: AdamDescent(betas=(0.9, 1.0)), "betas"),
         (lambda: RandomPerturbation(-0.1), "displacement"),
         (lambda: RandomPerturbation(0.1, 0.2), "strain"),
-        (lambda: adversarial(displacement=-1.0), r"dynamics\.displacement"),
+        (lambda: adversarial(displacement=-1.0), r"displacement=-1"),
         (lambda: perturbation(n_walkers=0), r"dynamics\.n_walkers"),
         (lambda: perturbation(frame_interval=0), r"dynamics\.frame_interval"),
         (lambda: perturbation(skin=-1.0), r"dynamics\.skin"),
