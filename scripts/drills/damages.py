@@ -26,7 +26,7 @@ from rich.table import Table
 
 from drills.compared import differences, labels
 from drills.counting import LOG
-from drills.disks import commands, forked
+from drills.disks import MODULES, commands, forked
 
 PLACES = {".db": 20, ".ckpt": 6, ".pt": 6, ".h5": 6}
 """Bytes of a binary file that are flipped, one at a time."""
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("ubmd.app", "ubmd.learning", "ubmd.training.commands", "ubmd.dynamics.command", "ase.calculators.emt"):
+    for name in MODULES:
         importlib.import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="ubmd-damages-"))
     os.environ |= {"UBMD_CACHE": str(folder / "cache"), "WANDB_MODE": "offline", LOG: str(folder / "log")}

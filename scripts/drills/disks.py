@@ -1,7 +1,8 @@
 """Commands on disks that fill up at many points, then continued with more space.
 
-Needs root, because each disk is mounted: a tmpfs as large as the run may become. The processes are forked from one that
-has imported everything, so that their start takes no time.
+Needs root, because each disk is mounted: a tmpfs as large as the run may become, or one that is filled as soon as a
+certain file is written, each file that the undisturbed run writes in turn. The processes are forked from one that has
+imported everything, so that their start takes no time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +20,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+MODULES = ("ubmd.cli.app", "ubmd.rounds.loop", "ubmd.commands.train", "ubmd.commands.md", "ase.calculators.emt")
+"""What is imported before the first fork."""
 PAGE = 4096
 SMALLEST = 20_000
 """Bytes of the smallest disk."""
 ROOMY = "256M"
+FILLED = "16M"
+FILLER = "filler"
 MODEL = ("model=gmnn_small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8]", "data.batch_size=4")
 FIT = ("trainer.max_epochs=-1", "trainer.max_steps=30", "trainer.check_val_every_n_epoch=3")
 DYNAMICS = (
@@ -48,19 +56,17 @@ def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         print("disks: only root can mount them", file=sys.stderr)
         return 1
-    for name in ("ubmd.cli.app", "ubmd.rounds.loop", "ubmd.commands.train", "ubmd.commands.md", "ase.calculators.emt"):
+    for name in MODULES:
         importlib.import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="ubmd-disks-"))
     os.environ |= {"UBMD_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
     n = n_full = n_faults = 0
     try:
         for command, n_sizes in commands(folder, options):
-            for size, code, said, faults in drill(command, folder, n_sizes):
+            for where, code, said, faults in drill(command, folder, n_sizes):
                 n, n_full, n_faults = n + 1, n_full + (code != 0), n_faults + len(faults)
                 last = said.replace(str(folder), "").splitlines()[-1:]
-                print(
-                    f"{command[0]:6} {size / 1000:5.0f} kB: {code}", *last, *(f"FAULT: {f}" for f in faults), flush=True
-                )
+                print(f"{command[0]:6} {where}: {code}", *last, *(f"FAULT: {f}" for f in faults), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"disks: {n} drills, {n_full} of them on a full disk, {n_faults} faults")
@@ -82,26 +88,75 @@ def commands(folder: Path, options: argparse.Namespace) -> Iterator[tuple[list[s
     yield ["label", f"structures={data}", EMT, "labelling.max_force=50"], options.others
 
 
-def drill(command: Sequence[str], folder: Path, n_sizes: int) -> Iterator[tuple[int, int, str, list[str]]]:
-    """A command on disks of several sizes: the size, the exit code, what it said and what was wrong."""
-    from drills.compared import differences
+def drill(command: Sequence[str], folder: Path, n_sizes: int) -> Iterator[tuple[str, int, str, list[str]]]:
+    """A command on disks of several sizes, and on one that is filled when a file is written.
 
-    standard = folder / f"undisturbed-{command[0]}"
-    with disk(folder / "disk", ROOMY) as place, watched(place) as used:
-        code, said = forked([*command, f"hydra.run.dir={place}/run"], folder / "output")
+    Yields:
+        the size or the file, the exit code, what it said and what was wrong.
+    """
+    standard, place = folder / f"undisturbed-{command[0]}", folder / "disk"
+    line, names = [*command, f"hydra.run.dir={place}/run"], folder / f"written-{command[0]}"
+    with disk(place, ROOMY), watched(place) as used:
+        code, said = forked(line, folder / "output", partial(at_each_file, partial(note, names)))
         if code != 0:
             raise RuntimeError(f"the undisturbed {command[0]} ended with {code}: {said}")
         shutil.copytree(place / "run", standard)
     for number in range(n_sizes):
         size = SMALLEST + number * (used[0] - SMALLEST) // n_sizes // PAGE * PAGE
-        with disk(folder / "disk", str(size)) as place:
-            line = [*command, f"hydra.run.dir={place}/run"]
+        with disk(place, str(size)):
             code, said = forked(line, folder / "output")
             faults = [*ending_faults(code, said, place), *half_written(place)]
             subprocess.run(["mount", "-o", f"remount,size={ROOMY}", place], check=True)
-            again, words = forked(line, folder / "output")
-            faults += [f"continued: {again} {words}"] if again else differences(place / "run", standard)
-        yield size, code, said, faults
+            yield f"{size / 1000:.0f} kB", code, said, faults + continued(line, folder)
+    for name in dict.fromkeys(names.read_text().splitlines()) if n_sizes else ():
+        with disk(place, FILLED):
+            code, said = forked(line, folder / "output", partial(at_each_file, partial(fill, place, name)))
+            faults = [*ending_faults(code, said, place), *half_written(place)]
+            (place / FILLER).unlink(missing_ok=True)
+            yield name.removeprefix(f"{place}/run/"), code, said, faults + continued(line, folder)
+
+
+def continued(line: Sequence[str], folder: Path) -> list[str]:
+    """What is wrong about the same command with space enough."""
+    from drills.compared import differences
+
+    code, said = forked(line, folder / "output")
+    if code:
+        return [f"continued: {code} {said}"]
+    return differences(folder / "disk" / "run", folder / f"undisturbed-{line[0]}")
+
+
+def at_each_file(act: Callable[[str], None]) -> None:
+    """Has this process do something whenever it begins to write a file or a label."""
+    from ubmd import files
+    from ubmd.reference.store import LabelStore
+
+    open_new, put = files.open_new, LabelStore.put
+
+    def opening(path: Path) -> int:
+        descriptor = open_new(path)
+        act(re.sub(r"/\.([^/]+)\.[0-9a-f]+\.tmp(\.[^/]*)?$", r"/\1\2", str(path)))
+        return descriptor
+
+    def putting(store: LabelStore, *arguments: Any, **options: Any) -> None:
+        act(str(store.path))
+        put(store, *arguments, **options)
+
+    files.open_new, LabelStore.put = opening, putting
+
+
+def note(names: Path, name: str) -> None:
+    with names.open("a") as file:
+        file.write(f"{name}\n")
+
+
+def fill(place: Path, wanted: str, name: str) -> None:
+    """Leaves no space, if it is the file wanted."""
+    if name != wanted:
+        return
+    with contextlib.suppress(OSError), (place / FILLER).open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(PAGE))
 
 
 @contextlib.contextmanager
