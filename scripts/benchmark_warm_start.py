@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ubmd.callbacks.calibrate import Calibrate
+from ubmd.commands.parts import fitting
 from ubmd.config import plain
 from ubmd.progress import run_progress
 from ubmd.rounds.fit import fit_and_predict, set_up_lightning
@@ -59,7 +60,7 @@ def run_variant(
         calibration = {name: instantiate(cfg.calibration[name]) for name in ("atomic", "total")}
         with run_progress() as progress:
             fit = fit_and_predict(
-                cfg,
+                fitting(cfg, 10**6),
                 module,
                 datamodule,
                 folder / f"fit{index}",
@@ -67,7 +68,6 @@ def run_variant(
                 loggers=[],
                 progress=progress,
                 title=f"round {index}",
-                checkpoint_epochs=10**6,
                 share=share if warm and index else (1.0 if warm else share),
             )
         out.append((fit.errors["energy_rmse_mev_per_atom"], fit.errors["force_rmse_ev_per_ang"], fit.seconds))

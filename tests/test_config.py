@@ -12,6 +12,7 @@ from ubmd import config, paths
 from ubmd.cli import app
 from ubmd.cli.main import COMMANDS
 from ubmd.errors import InputError
+from ubmd.provenance import provenance
 
 EXPERIMENTS = sorted(file.stem for file in (paths.config_dir() / "experiment").glob("*.yaml"))
 
@@ -162,7 +163,7 @@ def test_impossible_devices(gpus: int, trainer: dict[str, Any], sentence: str, m
 
 
 def test_provenance() -> None:
-    versions = config.provenance()
+    versions = provenance()
     assert versions["torch"] == torch.__version__
     assert {"ubmd", "lightning", "ase", "numpy", "hydra-core", "python", "platform", "git"} <= set(versions)
 

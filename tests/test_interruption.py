@@ -226,7 +226,7 @@ def learning(
 ) -> Callable[..., None]:
     """Puts a function in the place of ``ubmd learn``'s."""
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
-    return lambda function: monkeypatch.setattr("ubmd.rounds.loop.learn", function)
+    return lambda function: monkeypatch.setattr("ubmd.commands.learn.learn", function)
 
 
 def test_a_signal_that_breaks_off_an_import_is_no_error(

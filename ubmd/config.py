@@ -7,17 +7,13 @@ second one.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import inspect
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,7 +27,6 @@ from ubmd.errors import InputError
 from ubmd.imports import extra_with, first_line, locate, options_of
 from ubmd.schema import KEYS, OPTIONAL, hints_of, mismatch, shown
 from ubmd.secrecy import hide, is_secret
-from ubmd.version import __version__
 
 _INSTANTIATE_KEYS: dict[str, Any] = {
     "_target_": str,
@@ -43,7 +38,6 @@ _INSTANTIATE_KEYS: dict[str, Any] = {
 _OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, OSError, MemoryError)
 """What constructors raise for values that make no sense."""
 _LONGEST_NAME = 160
-_PACKAGES = ("torch", "lightning", "ase", "numpy", "hydra-core")
 
 
 def suggestion(word: str, valid: Iterable[str], *, prefix: str = "") -> str:
@@ -342,52 +336,6 @@ def wandb_offline() -> bool:
 def folder_path(text: str | None, default: str) -> str:
     """The absolute path of a folder that a user names; an empty name is `default` in the working directory."""
     return os.path.abspath(os.path.expanduser(str(text or "").strip() or default))
-
-
-def provenance() -> dict[str, str | None]:
-    """Versions that produced a result, and the git commit of the checkout (None outside one)."""
-    versions: dict[str, str | None] = {"ubmd": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git": _git_hash(),
-    }
-
-
-def circumstances(cfg: Mapping[str, Any]) -> dict[str, str | int | None]:
-    """:func:`provenance`, and for a configuration that says where torch computes: CPU threads and the device."""
-    wanted = cfg["device"] if "device" in cfg else (cfg.get("trainer") or {}).get("accelerator")
-    if wanted is None:
-        return {**provenance()}
-    import torch
-
-    if "cpu" in str(wanted):
-        device = "cpu"
-    elif torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
-    return {**provenance(), "threads": torch.get_num_threads(), "device": device}
-
-
-def _git_hash() -> str | None:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # never the commit of some other repository around an installed package
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 OmegaConf.register_new_resolver("run_name", lambda overrides, exclude=(): run_name(overrides, exclude), replace=True)

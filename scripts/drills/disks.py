@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-MODULES = ("ubmd.cli.app", "ubmd.rounds.loop", "ubmd.commands.train", "ubmd.commands.md", "ase.calculators.emt")
+MODULES = ("ubmd.cli.app", "ubmd.commands.learn", "ubmd.commands.train", "ubmd.commands.md", "ase.calculators.emt")
 """What is imported before the first fork."""
 PAGE = 4096
 SMALLEST = 20_000

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ubmd.cli.app import compose
-    from ubmd.rounds.loop import learn
+    from ubmd.commands.learn import learn
 
     folder = Path(tempfile.mkdtemp(prefix="ubmd-soak-"))
     os.environ["UBMD_CACHE"] = str(folder / "cache")

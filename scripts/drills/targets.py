@@ -34,6 +34,7 @@ from ubmd.dynamics.exploration import Exploration, frames_to_atoms
 from ubmd.dynamics.trajectory import read_trajectory, seal, write_trajectory
 from ubmd.models.potential import Potential
 from ubmd.runs.metrics import COLUMNS, read_metrics
+from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
@@ -222,7 +223,7 @@ def run_folder(folder: Path) -> WholeRun:
     assert isinstance(config, dict)
     config = {str(key): value for key, value in config.items()}
     store = RoundStore(folder / "run")
-    store.open(config)
+    open_run(store, config)
     store.add_initial(frames("Cu", 2, periodic=True))
     metrics = [dict.fromkeys(COLUMNS, 0.5) | {"round": index, "n_train": 7 + index, "n_valid": 1} for index in (0, 1)]
     for index, row in enumerate(metrics):
@@ -266,7 +267,7 @@ def take_run(made: tuple[Path, WholeRun]) -> None:
     log = logging.getLogger("ubmd")
     log.addHandler(words)
     try:
-        store.open(whole.config)
+        open_run(store, whole.config)
     finally:
         log.removeHandler(words)
     assert words.buffer or equal(results(store), whole.results), "other results without a word"
@@ -311,8 +312,8 @@ def damaged_words(seeds: None, random: Random, folder: Path) -> tuple[list[str],
 
 def take_words(made: tuple[list[str], Path]) -> None:
     """Composes, checks and builds what a run consists of; nothing is computed."""
+    from ubmd.commands.learn import prepare
     from ubmd.progress import run_progress
-    from ubmd.rounds.run import prepare
 
     words, folder = made
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8", errors="surrogateescape")

@@ -30,12 +30,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], None]:
-    """Put a function in the place of ``ubmd.rounds.loop.learn``."""
+    """Put a function in the place of ``ubmd.commands.learn.learn``."""
 
     def put(job: Job) -> None:
-        module = types.ModuleType("ubmd.rounds.loop")
+        module = types.ModuleType("ubmd.commands.learn")
         module.__dict__["learn"] = job
-        monkeypatch.setitem(sys.modules, "ubmd.rounds.loop", module)
+        monkeypatch.setitem(sys.modules, "ubmd.commands.learn", module)
 
     return put
 

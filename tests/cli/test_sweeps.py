@@ -93,12 +93,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], None]:
-    """Put a function in the place of ``ubmd.rounds.loop.learn``."""
+    """Put a function in the place of ``ubmd.commands.learn.learn``."""
 
     def put(job: Job) -> None:
-        module = types.ModuleType("ubmd.rounds.loop")
+        module = types.ModuleType("ubmd.commands.learn")
         module.__dict__["learn"] = job
-        monkeypatch.setitem(sys.modules, "ubmd.rounds.loop", module)
+        monkeypatch.setitem(sys.modules, "ubmd.commands.learn", module)
 
     return put
 
@@ -255,7 +255,7 @@ def in_process(tmp_path: Path, toy_conf: Path, *overrides: str) -> subprocess.Co
     (tmp_path / "standin_job.py").write_text(JOB)
     (tmp_path / "sitecustomize.py").write_text(
         f"import pathlib, ubmd.paths\nubmd.paths.config_dir = lambda: pathlib.Path({str(toy_conf)!r})\n"
-        "import sys, standin_job\nsys.modules['ubmd.rounds.loop'] = standin_job\n"
+        "import sys, standin_job\nsys.modules['ubmd.commands.learn'] = standin_job\n"
     )
     root = Path(cli.__file__).parents[2]
     env = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}

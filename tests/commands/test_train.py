@@ -18,11 +18,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from tests.training.test_module import alloys
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.cli import main as cli
-from ubmd.commands import train as commands
-from ubmd.commands import trainer_options
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.interfaces.ase import UBMDCalculator
+from ubmd.rounds.fit import Fitting
 from ubmd.runs.metrics import read_metrics
 from ubmd.uncertainty.checkpoint import load_potential
 
@@ -144,13 +143,13 @@ def read_last(path: Path, name: str) -> float:
 
 def test_explicit_validation_and_species(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[GrowingDataModule] = []
-    original = trainer_options.trainer_limits
+    original = Fitting.limits
 
-    def look(cfg: Any, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
+    def look(fitting: Fitting, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
         assert n_train == 20
-        return original(cfg, n_train, batch_size, share)
+        return original(fitting, n_train, batch_size, share)
 
-    monkeypatch.setattr(commands, "trainer_limits", look)
+    monkeypatch.setattr(Fitting, "limits", look)
     monkeypatch.setattr(
         GrowingDataModule, "train_dataloader", watched(GrowingDataModule.train_dataloader, seen), raising=True
     )

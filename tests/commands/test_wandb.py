@@ -19,6 +19,7 @@ from ubmd.callbacks.steps import CumulativeStep
 from ubmd.commands.compare import compare
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.errors import InputError
+from ubmd.provenance import provenance
 from ubmd.rounds.artifacts import log_results
 
 PNG = bytes.fromhex(
@@ -76,7 +77,7 @@ def test_what_is_told(tmp_path: Path, results: dict[str, Path], monkeypatch: pyt
     assert run.given["name"] == "bias.tau-0.5+seed-1"
     assert run.axes["al/*"] == "al/round"
     assert run.told["bias"] == {"tau": 0.5}
-    assert run.told["provenance"]["git"] == config.provenance()["git"]
+    assert run.told["provenance"]["git"] == provenance()["git"]
     loggers.append(CSVLogger(tmp_path / "csv"))
     log_results(loggers, **results)
     assert [list(entry) for entry in run.logged] == [["figures/learning_curves"]]

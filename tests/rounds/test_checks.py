@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from omegaconf import OmegaConf
 
 from ubmd.cli import main as cli
 from ubmd.errors import InputError
@@ -23,7 +22,7 @@ def stating(**info: float) -> Atoms:
 
 
 def checked(system: Atoms, *test: Atoms, **reference: int | None) -> None:
-    check_test(OmegaConf.create({"reference": reference}), System(system), test)
+    check_test(reference, System(system), test)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ubmd import interruption
 from ubmd.callbacks import checkpoint as checkpoint_module
 from ubmd.callbacks.checkpoint import is_resumable
 from ubmd.callbacks.steps import CumulativeStep
+from ubmd.commands.parts import fitting
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
@@ -147,7 +148,7 @@ def one_fit(
     data.set_round(0, STRUCTURES)
     with run_progress() as progress:
         fit = fit_and_predict(
-            cfg,
+            fitting(cfg, every),
             module,
             data,
             folder,
@@ -155,7 +156,6 @@ def one_fit(
             loggers=[log],
             progress=progress,
             title="fit",
-            checkpoint_epochs=every,
         )
     return fit, {k: v.clone() for k, v in module.state_dict().items()}
 

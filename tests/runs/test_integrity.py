@@ -19,6 +19,7 @@ from ubmd.errors import InputError
 from ubmd.reference.base import Label
 from ubmd.reference.store import Failure, LabelStore
 from ubmd.runs.continuation import NOT_CHECKED, config_digest
+from ubmd.runs.opening import open_run
 from ubmd.runs.records import read_record, write_record
 from ubmd.runs.store import RoundStore
 
@@ -65,7 +66,7 @@ def metrics(index: int) -> dict[str, float | int | None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished rounds and one in progress, whose structures are labelled."""
     store = RoundStore(tmp_path_factory.mktemp("runs") / "run")
-    store.open(CONFIG)
+    open_run(store, CONFIG)
     LabelStore(store.path / "labels.db").put(Atoms("H"), {}, Failure("none"))
     first = labelled(3, 0)
     for atoms in first:
@@ -104,7 +105,7 @@ def test_all_files_are_tried(run: Path) -> None:
 def test_an_undamaged_folder_is_right_and_stays_as_it_is(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = everything(copy)
     assert all(finding.ok for finding in inspect(copy))
-    RoundStore(copy).open(CONFIG)
+    open_run(RoundStore(copy), CONFIG)
     assert everything(copy) == before
     assert caplog.text == ""
 
@@ -123,16 +124,16 @@ def test_damage(damage: str, name: str, copy: Path, run: Path, caplog: pytest.Lo
     missing_last = name == "rounds/001/round.json" and damage == "delete"
     if finished and name.endswith(REFUSED) and not missing_last:
         with pytest.raises(InputError) as caught:
-            RoundStore(copy).open(CONFIG)
+            open_run(RoundStore(copy), CONFIG)
         assert str(copy / name) in str(caught.value)
         assert "restore it" in str(caught.value)
         assert "\n" not in str(caught.value)
         return
     if missing_last:  # a later round has begun, but none has a record
-        RoundStore(copy).open(CONFIG)
+        open_run(RoundStore(copy), CONFIG)
         assert len(RoundStore(copy).records()) == 1
         return
-    RoundStore(copy).open(CONFIG)
+    open_run(RoundStore(copy), CONFIG)
     assert harmless or name in caplog.text or "rounds/002" in name
     if not name.startswith("rounds/002"):
         assert results(copy) == results(run)
@@ -149,10 +150,10 @@ def test_damage(damage: str, name: str, copy: Path, run: Path, caplog: pytest.Lo
 def test_a_gap_is_refused(copy: Path) -> None:
     delete(copy / "rounds/000/round.json")
     with pytest.raises(InputError, match=r"rounds/000/round\.json is missing, but there are later rounds; restore it"):
-        RoundStore(copy).open(CONFIG)
+        open_run(RoundStore(copy), CONFIG)
     for index in (0, 1, 2):
         shutil.rmtree(copy / f"rounds/{index:03d}")
-    RoundStore(copy).open(CONFIG)
+    open_run(RoundStore(copy), CONFIG)
     assert len(RoundStore(copy).structures(99)) == 3
 
 
@@ -161,7 +162,7 @@ def test_lost_labels_of_the_data_set_and_of_a_round(copy: Path) -> None:
     drop_frame(copy / "dataset.extxyz")
     drop_frame(copy / "rounds/001/labelled.extxyz")
     with pytest.raises(InputError, match=r"rounds/001/labelled\.extxyz was changed since it was written and cannot"):
-        RoundStore(copy).open(CONFIG)
+        open_run(RoundStore(copy), CONFIG)
 
 
 @pytest.mark.parametrize("name", ["initial.extxyz", "rounds/000/labelled.extxyz", "rounds/001/labelled.extxyz"])
@@ -179,7 +180,7 @@ def test_the_label_store_tells_what_the_data_set_does_not(name: str, copy: Path,
     )
     delete(copy / "dataset.extxyz")
     DAMAGES["change_digit"](copy / name)
-    RoundStore(copy).open(config)
+    open_run(RoundStore(copy), config)
     assert results(copy) == results(run)
 
 
@@ -189,7 +190,7 @@ def test_a_file_that_was_not_noted_is_made_again(copy: Path) -> None:
     content = folder.done()
     del content["files"]["selected.extxyz"], content["files"]["labelled.extxyz"]
     write_record(folder.unfinished, content)
-    RoundStore(copy).open(CONFIG)
+    open_run(RoundStore(copy), CONFIG)
     assert [path.exists() for path in folder.stages] == [True, True, False, False]
 
 
@@ -205,14 +206,14 @@ def strip(folder: Path) -> None:
 def test_folders_without_checksums_go_on(copy: Path, run: Path, caplog: pytest.LogCaptureFixture) -> None:
     strip(copy)
     assert all(finding.ok for finding in inspect(copy) if finding.file != "dataset.extxyz")
-    RoundStore(copy).open(CONFIG)
+    open_run(RoundStore(copy), CONFIG)
     assert "of an older version" in caplog.text
     whole = everything(run)
     for name, content in everything(copy).items():
         assert content == whole[name], name
     flip(copy / "rounds/000/model.ckpt")
     with pytest.raises(InputError, match=r"model\.ckpt was changed"):
-        RoundStore(copy).open(CONFIG)
+        open_run(RoundStore(copy), CONFIG)
 
 
 def test_another_configuration_in_the_file(copy: Path) -> None:
@@ -220,7 +221,7 @@ def test_another_configuration_in_the_file(copy: Path) -> None:
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("seed: 1", "seed: 2"))
     with pytest.raises(InputError, match=r"config\.yaml was changed since it was written"):
-        RoundStore(copy).open(CONFIG | {"seed": 2})
+        open_run(RoundStore(copy), CONFIG | {"seed": 2})
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_another_configuration_in_the_file(copy: Path) -> None:
 )
 def test_limits(limits: dict[str, int | None], sentence: str | None, copy: Path) -> None:
     def opened(config: dict[str, Any]) -> None:
-        RoundStore(copy).open(config)
+        open_run(RoundStore(copy), config)
 
     before = (copy / "config.yaml").read_bytes()
     if sentence is not None:
@@ -254,9 +255,9 @@ def test_a_round_that_is_taken_up_again(copy: Path) -> None:
     """Its model and its numbers stay; killed behind that, it is a round in progress."""
     shutil.rmtree(copy / "rounds/002")
     store = RoundStore(copy)
-    store.open(CONFIG)
+    open_run(store, CONFIG)
     store.reopen(1)
-    store.open(CONFIG)
+    open_run(store, CONFIG)
     assert len(store.records()) == 1
     folder = store.round(1)
     assert folder.done()["metrics"] == metrics(1)

@@ -16,6 +16,7 @@ import ubmd.runs.store
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.runs.metrics import COLUMNS, read_metrics
+from ubmd.runs.opening import open_run
 from ubmd.runs.store import INITIAL, RoundStore
 
 CONFIG: dict[str, Any] = {
@@ -41,7 +42,7 @@ def with_change(path: str, value: object) -> dict[str, Any]:
 @pytest.fixture
 def store(tmp_path: Path) -> RoundStore:
     store = RoundStore(tmp_path / "runs" / "one")
-    store.open(CONFIG)
+    open_run(store, CONFIG)
     return store
 
 
@@ -95,7 +96,7 @@ def test_the_same_configuration_continues(store: RoundStore) -> None:
 def test_another_configuration_is_refused(store: RoundStore, key: str, value: object, texts: list[str]) -> None:
     changed = with_change(key, value)
     with pytest.raises(InputError) as error:
-        RoundStore(store.path).open(changed)
+        open_run(RoundStore(store.path), changed)
     message = str(error.value)
     assert str(store.path) in message
     for text in texts:
@@ -106,15 +107,15 @@ def test_another_configuration_is_refused(store: RoundStore, key: str, value: ob
 
 def test_a_key_that_has_gone_is_refused(store: RoundStore) -> None:
     with pytest.raises(InputError, match=r"bias\.tau=0\.25, now it is None"):
-        RoundStore(store.path).open(CONFIG | {"bias": {k: v for k, v in CONFIG["bias"].items() if k != "tau"}})
+        open_run(RoundStore(store.path), CONFIG | {"bias": {k: v for k, v in CONFIG["bias"].items() if k != "tau"}})
 
 
 def test_some_keys_may_differ(store: RoundStore) -> None:
     before = {p: p.read_bytes() for p in store.path.iterdir()}
-    store.open(with_change("logger.csv.name", "other") | {"debug": {"fast": True}, "executor": {"workers": 4}})
+    open_run(store, with_change("logger.csv.name", "other") | {"debug": {"fast": True}, "executor": {"workers": 4}})
     assert {p: p.read_bytes() for p in store.path.iterdir()} == before
     with pytest.raises(InputError, match=r"loggers\.csv"):
-        store.open(CONFIG | {"loggers": {"csv": 1}})
+        open_run(store, CONFIG | {"loggers": {"csv": 1}})
 
 
 def test_a_new_store_is_empty(store: RoundStore) -> None:
@@ -240,7 +241,7 @@ def test_killed_between_record_and_metrics(store: RoundStore, monkeypatch: pytes
         with pytest.raises(KeyboardInterrupt):
             finish(store, 0)
     again = RoundStore(store.path)
-    again.open(CONFIG)
+    open_run(again, CONFIG)
     assert again.records() == [finished(0)]
     assert [row["round"] for row in read_metrics(store.path / "metrics.csv")] == [0]
 
@@ -255,7 +256,7 @@ def test_opening_completes_a_commit(store: RoundStore, monkeypatch: pytest.Monke
         patch.setattr(ubmd.runs.store, "write_metrics", fail)
         with pytest.raises(KeyboardInterrupt):
             finish(store, 0)
-    RoundStore(store.path).open(CONFIG)
+    open_run(RoundStore(store.path), CONFIG)
     assert (store.path / "metrics.csv").exists()
     assert sorted(p.name for p in store.folder(0).path.iterdir()) == ["model.ckpt", "round.json"]
 
@@ -280,19 +281,19 @@ def test_other_versions_and_threads_are_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = CONFIG | {"trainer": {"accelerator": "cpu"}}
-    RoundStore(tmp_path).open(config)
+    open_run(RoundStore(tmp_path), config)
     file = tmp_path / "provenance.json"
     written = json.loads(file.read_text())
     assert (written["threads"], written["device"]) == (torch.get_num_threads(), "cpu")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     file.write_text(json.dumps(written | {"torch": "1.0", "platform": "elsewhere"}))
     for _ in range(2):
-        RoundStore(tmp_path).open(config)
+        open_run(RoundStore(tmp_path), config)
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"was computed with torch 1.0 (now {torch.__version__}), threads {written['threads']} (now 77); " in line
     assert "only up to rounding" in line
     (change,) = json.loads(file.read_text())["changes"]
     assert (change["versions"]["threads"], change["settings"]) == (77, {})
     file.write_text("{")
-    RoundStore(tmp_path).open(config)
+    open_run(RoundStore(tmp_path), config)
     assert json.loads(file.read_text())["threads"] == 77

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.damage import TINY, results, tiny_run
+from ubmd.commands.learn import learn
 from ubmd.errors import InputError
-from ubmd.rounds.loop import learn
 from ubmd.runs.metrics import read_metrics
 
 CALCULATOR = """

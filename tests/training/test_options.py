@@ -18,11 +18,12 @@ from omegaconf import OmegaConf
 from tests.training.test_module import CUTOFF, STRUCTURES, datamodule, initialise, module, trainer
 from ubmd.callbacks.ema import ExponentialMovingAverage
 from ubmd.callbacks.scale_shift import FitScaleShift
-from ubmd.commands.trainer_options import trainer_limits
+from ubmd.commands.parts import fitting
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
 from ubmd.progress import run_progress
 from ubmd.rounds.fit import fit_and_predict
+from ubmd.rounds.trainer_options import trainer_limits
 from ubmd.training.loss import HuberLoss, SquaredLoss
 from ubmd.training.module import LearningRates, PotentialModule
 from ubmd.training.sam import at_worst_neighbour
@@ -290,7 +291,7 @@ def run(cfg: Any, folder: Path, fitted: PotentialModule, share: float = 1.0) -> 
     predicted = Predicted()
     with run_progress() as progress:
         fit = fit_and_predict(
-            cfg,
+            fitting(cfg, 2),
             fitted,
             datamodule(dtype=torch.float64),
             folder,
@@ -298,7 +299,6 @@ def run(cfg: Any, folder: Path, fitted: PotentialModule, share: float = 1.0) -> 
             loggers=[],
             progress=progress,
             title="fit",
-            checkpoint_epochs=2,
             share=share,
         )
     return fit.errors, predicted.weights
@@ -328,14 +328,17 @@ def test_tests_and_predicts_with_the_best_weights(tmp_path: Path, callbacks: dic
 
 
 def test_limits() -> None:
-    cfg = config(10, max_steps=55)
+    cfg = config(10, max_steps=55).trainer
     assert trainer_limits(cfg, 18, 5) == {"max_epochs": 10, "max_steps": 55}
     assert trainer_limits(cfg, 18, 5, 0.25) == {"max_epochs": 3, "max_steps": 14}
-    assert trainer_limits(config(-1), 18, 5, 0.25) == {"max_epochs": -1, "max_steps": -1}
-    for bad in (config(2, check_val_every_n_epoch=3), config(-1, max_steps=11, check_val_every_n_epoch=3)):
+    assert trainer_limits(config(-1).trainer, 18, 5, 0.25) == {"max_epochs": -1, "max_steps": -1}
+    few, fewer = (
+        config(n, check_val_every_n_epoch=3, **more).trainer for n, more in ((2, {}), (-1, {"max_steps": 11}))
+    )
+    for bad in (few, fewer):
         with pytest.raises(InputError, match="check_val_every_n_epoch=3 is more than the 2"):
             trainer_limits(bad, 18, 5)
-    trainer_limits(config(-1, max_steps=12, check_val_every_n_epoch=3), 18, 5)
+    trainer_limits(config(-1, max_steps=12, check_val_every_n_epoch=3).trainer, 18, 5)
 
 
 def test_a_share_of_the_epochs(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ _COMMANDS = (
     Command(
         "learn",
         "active learning: fit, explore with biased dynamics, select, label, round by round",
-        "ubmd.rounds.loop:learn",
+        "ubmd.commands.learn:learn",
         (
             "ubmd learn experiment=ala2_demo",
             "ubmd learn experiment=ala2_demo seed=1 name=my_run",
@@ -67,7 +67,7 @@ _COMMANDS = (
     Command(
         "evaluate",
         "errors and calibration of a trained potential on labelled structures",
-        "ubmd.commands.train:evaluate",
+        "ubmd.commands.evaluate:evaluate",
         (
             "ubmd evaluate potential=RUN/model.ckpt structures=test.extxyz",
             "ubmd evaluate potential=RUN/rounds/004/model.ckpt structures=test.extxyz device=cpu",

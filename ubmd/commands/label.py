@@ -18,6 +18,7 @@ from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import LabelReport, check_max_force
 from ubmd.reference.store import LabelStore
+from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 
 __all__ = ["label"]
@@ -51,7 +52,7 @@ def label(cfg: DictConfig) -> None:
         atoms.info["source_index"] = number
     folder = Path(cfg.paths.run)
     # the structures need not be the same: the store tells them apart
-    RoundStore(folder).open(plain(cfg))
+    open_run(RoundStore(folder), plain(cfg))
     store = LabelStore(folder / "labels.db")
     if cfg.retry:
         log.info("%d structures that could not be labelled are tried again", store.forget_failures())

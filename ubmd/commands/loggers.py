@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-from ubmd.config import first_line, plain, provenance
+from ubmd.config import first_line, plain
 from ubmd.errors import InputError
 from ubmd.files import write_text
+from ubmd.provenance import provenance
 from ubmd.secrecy import hidden
 
 __all__ = ["check_loggers", "close_loggers", "open_loggers", "wandb_id"]

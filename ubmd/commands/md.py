@@ -24,6 +24,7 @@ from ubmd.errors import InputError, StoppedShort
 from ubmd.interfaces.ase import check_elements, torch_device
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress, run_progress
+from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 from ubmd.systems.system import System
 from ubmd.uncertainty.checkpoint import TrainedPotential, load_potential
@@ -55,7 +56,7 @@ def run_md(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     # the walkers' checkpoint cannot tell another potential or bias from its own
     store = RoundStore(folder)
-    store.open(plain(cfg) | {"contents": _digests(cfg, starts)})
+    open_run(store, plain(cfg) | {"contents": _digests(cfg, starts)})
     with run_progress() as progress:
         file = folder / "trajectory.h5"
         if not store.keeps(file):

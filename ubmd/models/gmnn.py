@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
+from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.models.contractions import InvariantContractions
 from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 
-__all__ = ["GMNN", "AtomicOutput", "ShiftedModel", "regress_atomic_energies", "species_numbers"]
+__all__ = ["GMNN", "AtomicOutput", "ShiftedModel", "regress_atomic_energies"]
 
 MOST_RADIAL = 64
 """Radial functions or Gaussians; the number of invariants grows with the third power of the former."""
@@ -34,20 +34,6 @@ class AtomicOutput:
     """[n_atoms] eV, float64: a shift of 10^5 eV would leave nothing of what depends on the positions in float32."""
     trace: ReadoutTrace
     """The readout's pass, from which gradient features are made."""
-
-
-def species_numbers(species: Sequence[str]) -> list[int]:
-    """Atomic numbers of chemical symbols, ascending.
-
-    Raises:
-        InputError: for an unknown symbol or a symbol given twice.
-    """
-    unknown = [s for s in species if not atomic_numbers.get(s)]  # X is a ghost, with the number 0
-    if unknown:
-        raise InputError(f"system.species names {unknown[0]!r}, which is not a chemical symbol; write e.g. H, C, Al")
-    if len(set(species)) != len(species) or not species:
-        raise InputError(f"system.species must list each element once, got {list(species)}")
-    return sorted(atomic_numbers[s] for s in species)
 
 
 def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:

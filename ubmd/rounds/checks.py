@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from omegaconf import DictConfig
 
-from ubmd.commands.trainer_options import check_trainer_options, trainer_limits
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.electronic import stated
 from ubmd.data.labels import has_stress, is_labelled
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError, StoppedShort
 from ubmd.reference.base import Reference
-from ubmd.reference.labelling import check_max_force
-from ubmd.seeding import Stage, stage_rng
+from ubmd.rounds.fit import Fitting
+from ubmd.rounds.limits import Limits
 from ubmd.systems.system import System
 
 log = logging.getLogger(__name__)
@@ -32,9 +30,8 @@ SAME_FORCE = 0.1
 """eV/Å."""
 
 
-def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, reference: Reference) -> bool:
-    """Whether the potential learns stress; refuses what this cannot go with."""
-    weight = (cfg.training.get("loss") or {}).get("stress", 0.0)
+def trains_stress(weight: float, system: System, exploration: Explorer, reference: Reference) -> bool:
+    """Whether the potential learns stress, whose ``weight`` the loss has; refuses what this cannot go with."""
     exploration.check_start(system.atoms, "system.structure")
     if exploration.needs_stress and not weight > 0:
         raise InputError(
@@ -59,18 +56,23 @@ def trains_stress(cfg: DictConfig, system: System, exploration: Explorer, refere
     return weight > 0
 
 
-def check_test(cfg: DictConfig, system: System, test: Sequence[Atoms]) -> None:
+def check_test(reference: Mapping[str, Any], system: System, test: Sequence[Atoms]) -> None:
     """Refuses test structures of another charge or multiplicity, whose labels are of another potential.
+
+    Args:
+        reference: its options, among which a ``charge`` and a ``multiplicity`` may be.
+        system: of the run.
+        test: the test set.
 
     Raises:
         InputError: naming the structure and what it states.
     """
-    own, options = stated(system.atoms), cfg.reference
-    charge = own.charge if own.charge is not None else options.get("charge") or 0
+    own = stated(system.atoms)
+    charge = own.charge if own.charge is not None else reference.get("charge") or 0
     multiplicity = None if own.unpaired is None else own.unpaired + 1
     if system.atoms.pbc.any():  # moments of a crystal's atoms are first guesses
         multiplicity = None
-    multiplicity = multiplicity or options.get("multiplicity")
+    multiplicity = multiplicity or reference.get("multiplicity")
     silent = 0
     for number, atoms in enumerate(test):
         found = stated(atoms)
@@ -87,14 +89,11 @@ def check_test(cfg: DictConfig, system: System, test: Sequence[Atoms]) -> None:
         log.warning("data.test: %d structures state no charge; it is taken for that of the system, %g", silent, charge)
 
 
-def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
+def check_sizes(learning: Limits, system: System, exploration: Explorer) -> None:
     """Refuses numbers that are out of range or do not go together."""
-    stage_rng(cfg.seed, 0, Stage.PERTURB)  # refuses an impossible seed
-    check_max_force(cfg.labelling.max_force)
-    learning = cfg.learning
-    for name in ("max_structures", "batch_size", "checkpoint_epochs"):
-        if learning[name] < 1:
-            raise InputError(f"learning.{name}={learning[name]} must be at least 1")
+    for name in ("max_structures", "batch_size"):
+        if getattr(learning, name) < 1:
+            raise InputError(f"learning.{name}={getattr(learning, name)} must be at least 1")
     if learning.max_rounds is not None and learning.max_rounds < 1:
         raise InputError(f"learning.max_rounds={learning.max_rounds} must be at least 1, or null for no limit")
     if learning.batch_size > exploration.max_candidates:
@@ -110,30 +109,27 @@ def check_sizes(cfg: DictConfig, system: System, exploration: Explorer) -> None:
         )
     if learning.warm_start is not None and not 0 < learning.warm_start <= 1:
         raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
-    if cfg.dtype not in ("float32", "float64"):
-        raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
 
 
-def check_trainer(cfg: DictConfig, system: System, datamodule: GrowingDataModule) -> None:
+def check_trainer(fitting: Fitting, learning: Limits, system: System, datamodule: GrowingDataModule) -> None:
     """Refuses, beforehand, a trainer whose fits cannot be, or end before their first validation.
 
     A fit of a number of steps has the fewest epochs at the end of the run, an epoch the fewest batches at its start.
     """
-    check_trainer_options(cfg)
-    learning = cfg.learning
+    fitting.check()
     largest = learning.max_structures
     if learning.max_rounds is not None:
         largest = min(largest, system.n_start + (learning.max_rounds - 1) * learning.batch_size)
     for n, share in ((system.n_start, 1.0), (largest, learning.warm_start or 1.0)):
         n_train = max(int((1 - datamodule.validation_fraction) * n), 1)
-        trainer_limits(cfg, n_train, datamodule.batch_size, share)
+        fitting.limits(n_train, datamodule.batch_size, share)
 
 
-def check_complete(cfg: DictConfig, last: Mapping[str, Any], n_structures: int, dataset: Path) -> None:
+def check_complete(limits: Limits, last: Mapping[str, Any], n_structures: int, dataset: Path) -> None:
     """Says that a run ended because its last round acquired nothing, not because it has all that it was to have.
 
     Args:
-        cfg: the configuration.
+        limits: of the run.
         last: metrics of the last round.
         n_structures: labelled structures in all.
         dataset: their file.
@@ -155,7 +151,7 @@ def check_complete(cfg: DictConfig, last: Mapping[str, Any], n_structures: int, 
         remedy = "a lower bias.tau, dynamics.integrator.dt or dynamics.frame_interval"
     raise StoppedShort(
         f"round {last['round']} acquired no structure, as {cause}; the run ends at {n_structures} of "
-        f"learning.max_structures={cfg.learning.max_structures}; to go on from its labels, start a run of another name "
+        f"learning.max_structures={limits.max_structures}; to go on from its labels, start a run of another name "
         f"with system.initial={dataset} and {remedy}"
     )
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from ubmd.analysis.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.held_out import draw_errors_by_volume
-from ubmd.config import build
 from ubmd.interfaces.ase import torch_device
+from ubmd.rounds.run import Run
 from ubmd.uncertainty.checkpoint import load_potential
-
-if TYPE_CHECKING:
-    from ubmd.rounds.run import Run
 
 __all__ = ["draw_calibration", "draw_volume_errors"]
 
@@ -23,7 +20,7 @@ def draw_calibration(run: Run, index: int) -> None:
     structures = run.datamodule.test_structures
     if not structures or file.exists():
         return
-    device = torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto")
+    device = _device(run)
     trained = load_potential(run.store.folder(index).model, device=device)
     size = run.datamodule.evaluation_batch_size
     run.datamodule.set_round(index, run.store.structures(index))
@@ -32,9 +29,9 @@ def draw_calibration(run: Run, index: int) -> None:
         evaluate_structures(trained.model, trained.uncertainty, part, batch_size=size)
         for part in (structures, calibrated)
     )
-    methods = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
-    half = half_confidence(found, valid, **methods)
-    figure = scatter_of_worst_atoms(found, methods["atomic"].alpha, half)
+    methods = run.potentials.calibration
+    half = half_confidence(found, valid, atomic=methods.atomic, total=methods.total)
+    figure = scatter_of_worst_atoms(found, methods.atomic.alpha, half)
     if figure is not None:
         save_figure(figure, file)
 
@@ -47,5 +44,10 @@ def draw_volume_errors(run: Run, index: int) -> None:
         run.datamodule.test_structures,
         run.system,
         batch_size=run.datamodule.evaluation_batch_size,
-        device=torch_device("cpu" if run.cfg.trainer.accelerator == "cpu" else "auto"),
+        device=_device(run),
     )
+
+
+def _device(run: Run) -> torch.device:
+    """Where the run's potentials are fitted."""
+    return torch_device("cpu" if run.fitting.options.get("accelerator") == "cpu" else "auto")

@@ -4,35 +4,61 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
 from ubmd import interruption
 from ubmd.callbacks.checkpoint import FitCheckpoint, WholeFiles, is_resumable
 from ubmd.callbacks.divergence import Divergence, check_best
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
-from ubmd.commands.trainer_options import trainer_limits
-from ubmd.config import build
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.errors import InputError
 from ubmd.progress import RunProgress
+from ubmd.rounds.trainer_options import check_trainer_options, trainer_limits
 from ubmd.training.module import PotentialModule
 
-__all__ = ["Fit", "fit_and_predict", "predict", "set_up_lightning"]
+__all__ = ["Fit", "Fitting", "fit_and_predict", "predict", "set_up_lightning"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How potentials are fitted."""
+
+    make_trainer: Callable[..., Trainer]
+    """Makes a trainer; what is given replaces its own options, ``plugins`` are added to them."""
+    options: Mapping[str, Any]
+    """The trainer's own options as plain values."""
+    make_callbacks: Callable[[], list[Callback]]
+    """Makes the user's own callbacks."""
+    checkpoint_epochs: int
+    """Epochs between savings of the state that an interrupted fit resumes from."""
+
+    def trainer(self, **options: Any) -> Trainer:
+        """A trainer that writes whole files and does not look for a cluster around it."""
+        # without an environment given, Lightning infers one from that of a cluster's job; it refuses or divides work,
+        # and asks SLURM to run the job again
+        return self.make_trainer(plugins=[WholeFiles(), LightningEnvironment()], **options)
+
+    def limits(self, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
+        """See :func:`~ubmd.rounds.trainer_options.trainer_limits`."""
+        return trainer_limits(self.options, n_train, batch_size, share)
+
+    def check(self) -> None:
+        """See :func:`~ubmd.rounds.trainer_options.check_trainer_options`; also refuses callbacks that cannot be."""
+        check_trainer_options(self.options, self.trainer)
+        self.make_callbacks()
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,7 @@ class Fit:
 
 
 def fit_and_predict(
-    cfg: DictConfig,
+    fitting: Fitting,
     module: PotentialModule,
     datamodule: GrowingDataModule,
     folder: Path,
@@ -59,7 +85,6 @@ def fit_and_predict(
     loggers: list[Logger],
     progress: RunProgress,
     title: str,
-    checkpoint_epochs: int,
     share: float = 1.0,
 ) -> Fit:
     """Trains, or continues an interrupted training; then tests and predicts with the best weights.
@@ -69,7 +94,7 @@ def fit_and_predict(
     in ``module`` when this returns.
 
     Args:
-        cfg: the configuration with its ``trainer`` and ``callbacks``.
+        fitting: how to fit.
         module: to be trained.
         datamodule: of the training, validation and test structures.
         folder: for ``last.ckpt``, from which an interrupted training continues.
@@ -77,18 +102,16 @@ def fit_and_predict(
         loggers: of the run.
         progress: display.
         title: of the bar.
-        checkpoint_epochs: epochs between savings of the state that an interrupted fit resumes from.
         share: of the trainer's epochs and steps to be trained.
 
     Raises:
         InputError: if the fit would end, or has ended, before its first validation, or diverged.
     """
-    limits = trainer_limits(cfg, len(datamodule.train_indices), datamodule.batch_size, share)
-    further: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
-    checkpoint = FitCheckpoint(folder / "last.ckpt", checkpoint_epochs)
+    limits = fitting.limits(len(datamodule.train_indices), datamodule.batch_size, share)
+    further = fitting.make_callbacks()
+    checkpoint = FitCheckpoint(folder / "last.ckpt", fitting.checkpoint_epochs)
     with progress.stage(title) as stage:
-        trainer = _trainer(
-            cfg.trainer,
+        trainer = fitting.trainer(
             callbacks=[FitScaleShift(), checkpoint, Divergence(), FitProgress(stage), *acquisition, *further],
             logger=loggers,
             default_root_dir=folder,
@@ -107,14 +130,6 @@ def fit_and_predict(
     return Fit(errors, trainer.global_step, checkpoint.seconds, trainer.strategy.root_device)
 
 
-def _trainer(config: DictConfig, **options: Any) -> Trainer:
-    """The trainer of the configuration, which writes whole files and does not look for a cluster around it."""
-    plugins = [instantiate(p) for p in config.get("plugins") or []]
-    # without an environment given, Lightning infers one from that of a cluster's job; it refuses or divides work, and
-    # asks SLURM to run the job again
-    return instantiate(config, plugins=[*plugins, WholeFiles(), LightningEnvironment()], **options)
-
-
 def _resumable(file: Path) -> Path | None:
     """The state to continue from, if it is there and can be used."""
     if not file.exists() or is_resumable(file):
@@ -124,11 +139,10 @@ def _resumable(file: Path) -> Path | None:
 
 
 def predict(
-    cfg: DictConfig, module: PotentialModule, datamodule: GrowingDataModule, callbacks: Sequence[Callback]
+    fitting: Fitting, module: PotentialModule, datamodule: GrowingDataModule, callbacks: Sequence[Callback]
 ) -> None:
     """Predicts the calibration split with the weights that the module has, for what the callbacks then do."""
-    options = {"callbacks": list(callbacks), "logger": False, "enable_checkpointing": False}
-    trainer = _trainer(cfg.trainer, **options)
+    trainer = fitting.trainer(callbacks=list(callbacks), logger=False, enable_checkpointing=False)
     trainer.predict(module, datamodule, return_predictions=False)
 
 

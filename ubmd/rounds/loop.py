@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from ase import Atoms
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 
 from ubmd.analysis.report import report_run, round_analysis
 from ubmd.callbacks.acquire import Acquire
@@ -20,69 +16,55 @@ from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.divergence import FitDivergedError
 from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
-from ubmd.commands.loggers import check_loggers, close_loggers
-from ubmd.config import build, check_device, plain, set_threads
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
-from ubmd.progress import run_progress
 from ubmd.rounds.artifacts import log_results
-from ubmd.rounds.checks import (
-    check_complete,
-)
+from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_volume_errors
-from ubmd.rounds.fit import Fit, fit_and_predict, predict, set_up_lightning
-from ubmd.rounds.limits import is_finished, is_last
-from ubmd.rounds.run import Run, extend, label_initial, prepare, relaxed, restore_label_store
+from ubmd.rounds.fit import Fit, fit_and_predict, predict
+from ubmd.rounds.run import Run, extend, label_initial, relaxed, restore_label_store
 from ubmd.runs.folder import RoundFolder
 from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
-__all__ = ["learn"]
+__all__ = ["learn_rounds"]
 
 log = logging.getLogger(__name__)
 
 
-def learn(cfg: DictConfig) -> float | None:
-    """Runs active learning to its end, or continues the run in ``cfg.paths.run``.
+def learn_rounds(run: Run) -> float | None:
+    """Runs active learning to its end, from wherever the run's folder has got to.
+
+    Args:
+        run: whose executor is open.
 
     Returns:
-        the last force RMSE on the test set, eV/Å (for sweepers); None without a test set.
+        the last force RMSE on the test set, eV/Å; None without a test set.
 
     Raises:
-        InputError: for anything wrong in the configuration, before any expensive work.
+        InputError: too few initial structures could be labelled, or a fit diverged.
         StoppedShort: a round acquired no structure, so that the run ended with fewer than it was to have.
     """
-    set_up_lightning()
-    check_device(cfg.trainer)
-    check_loggers(cfg)
-    set_threads(cfg.threads)
-    loggers: list[Logger] = []
-    with run_progress() as progress, ExitStack() as stack:
-        try:
-            run = prepare(cfg, progress, loggers, stack)
-            stack.enter_context(run.executor)
-            run = relaxed(run)
-            label_initial(run)
-            restore_label_store(run)
-            extend(run)
-            for index in range(len(run.store.records()), 10**6):
-                structures = run.store.structures(index)
-                if is_finished(cfg, index - 1, run.store.structures(index - 1), structures):
-                    break
-                _round(run, index, structures)
-            records = run.store.records()
-            draw_calibration(run, len(records) - 1)
-            if run.system.periodic:
-                draw_volume_errors(run, len(records) - 1)
-            report_run(run.store, run.system, progress.console, dt=run.exploration.time_step)
-            potential = run.store.folder(len(records) - 1).model
-            log_results(loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
-            check_complete(cfg, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
-        finally:
-            close_loggers(loggers)
-    return records[-1]["metrics"].get("force_rmse_ev_per_ang") if records else None
+    run = relaxed(run)
+    label_initial(run)
+    restore_label_store(run)
+    extend(run)
+    for index in range(len(run.store.records()), 10**6):
+        structures = run.store.structures(index)
+        if run.limits.is_finished(index - 1, run.store.structures(index - 1), structures):
+            break
+        _round(run, index, structures)
+    records = run.store.records()
+    draw_calibration(run, len(records) - 1)
+    if run.system.periodic:
+        draw_volume_errors(run, len(records) - 1)
+    report_run(run.store, run.system, run.progress.console, dt=run.exploration.time_step)
+    potential = run.store.folder(len(records) - 1).model
+    log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
+    check_complete(run.limits, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
+    return records[-1]["metrics"].get("force_rmse_ev_per_ang")
 
 
 def _round(run: Run, index: int, structures: list[Atoms]) -> None:
@@ -93,7 +75,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
     if folder.model.name not in folder.done()["files"]:
         folder.note(folder.model, metrics=_fit(run, index, folder, module, uncertainty))
     metrics = folder.done()["metrics"]
-    if is_last(run.cfg, index, len(structures)):
+    if run.limits.is_last(index, len(structures)):
         folder.drop(folder.stages[1:])  # of an acquisition that another limit had begun
     else:
         # what explores is what was saved, also when nothing was interrupted
@@ -120,11 +102,10 @@ def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, unc
         folder.model,
         module.model,
         uncertainty,
-        model_config=plain(run.cfg.model) | {"_partial_": False, "species": run.system.symbols},
-        uncertainty_config=plain(run.cfg.uncertainty),
+        **run.potentials.configs,
     )
-    calibration = {name: build(run.cfg, f"calibration.{name}") for name in ("atomic", "total")}
-    calibrate = Calibrate(uncertainty, **calibration, done=save)
+    calibration = run.potentials.calibration
+    calibrate = Calibrate(uncertainty, calibration.atomic, calibration.total, done=save)
     steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
     fit = _trained(run, module, folder, [steps, calibrate])
     return _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
@@ -132,10 +113,10 @@ def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, unc
 
 def _trained(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
     """The fit of a round, with what follows it in the predict loop."""
-    warm = run.cfg.learning.warm_start
+    warm = run.limits.warm_start
     try:
         return fit_and_predict(
-            run.cfg,
+            run.fitting,
             module,
             run.datamodule,
             folder.fit,
@@ -143,7 +124,6 @@ def _trained(run: Run, module: PotentialModule, folder: RoundFolder, acquisition
             loggers=run.loggers,
             progress=run.progress,
             title=f"round {folder.index} fit",
-            checkpoint_epochs=run.cfg.learning.checkpoint_epochs,
             share=warm if folder.index and warm is not None else 1.0,
         )
     except FitDivergedError as error:
@@ -160,35 +140,35 @@ def _acquire(
     folder = run.store.folder(index)
     perturbed = index == 0 and run.system.initial is None
     starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
-    bias = partial(build(run.cfg, "bias"), uncertainty=uncertainty)
+    bias = partial(run.bias, uncertainty=uncertainty)
     explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
     acquire = Acquire(
         explore,
         uncertainty,
-        build(run.cfg, "selection"),
-        min(run.cfg.learning.batch_size, run.cfg.learning.max_structures - len(structures)),
+        run.selection,
+        min(run.limits.batch_size, run.limits.max_structures - len(structures)),
         run.reference,
         run.labels,
         run.executor,
-        run.cfg.labelling.max_force,
+        run.max_force,
         folder,
         run.seed,
         run.progress,
     )
-    predict(run.cfg, module, run.datamodule, [explore, acquire])
+    predict(run.fitting, module, run.datamodule, [explore, acquire])
     return _acquisition_metrics(explore, acquire)
 
 
 def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
     """The training module of a fresh model and the model's uncertainty."""
-    dtype = getattr(torch, run.cfg.dtype)
+    make = run.potentials
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
-    model = build(run.cfg, "model", species=run.system.symbols, seed=weights).to(dtype)
-    module = build(run.cfg, "training", model=model)
-    if index and run.cfg.learning.warm_start is not None:
+    model = make.model(species=run.system.symbols, seed=weights).to(make.dtype)
+    module = make.training(model=model)
+    if index and run.limits.warm_start is not None:
         module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
     sketch = stage_seed(run.seed, index, Stage.SKETCH)
-    uncertainty = build(run.cfg, "uncertainty", model=model, seed=sketch).to(dtype)
+    uncertainty = make.uncertainty(model=model, seed=sketch).to(make.dtype)
     return module, uncertainty
 
 

@@ -3,109 +3,87 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from ase import Atoms
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 
 from ubmd.callbacks.acquire import label_with_progress
-from ubmd.commands.loggers import open_loggers
-from ubmd.config import build, plain
 from ubmd.data.datamodule import GrowingDataModule
-from ubmd.data.files import DataFiles
 from ubmd.data.io import is_labelled
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError
-from ubmd.interruption import shielded
+from ubmd.models.potential import WalkerPotential
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
 from ubmd.reference.labelling import restore_labels, within_limit
 from ubmd.reference.store import LabelStore
-from ubmd.rounds.checks import (
-    check_same_method,
-    check_sizes,
-    check_test,
-    check_trainer,
-    trains_stress,
-)
-from ubmd.rounds.limits import is_last
+from ubmd.rounds.checks import check_same_method
+from ubmd.rounds.fit import Fitting
+from ubmd.rounds.limits import Limits
 from ubmd.runs.folder import INITIAL
-from ubmd.runs.lock import held
 from ubmd.runs.store import RoundStore
 from ubmd.seeding import Stage, stage_rng
-from ubmd.selection.base import check_selection
+from ubmd.selection.base import Selection
 from ubmd.systems.system import System
-from ubmd.uncertainty.checkpoint import check_parts
+from ubmd.training.module import PotentialModule
+from ubmd.uncertainty.calibration import AtomicCalibration, ConformalCalibration
 
-__all__ = ["Run", "extend", "label_initial", "prepare", "relaxed", "restore_label_store"]
+__all__ = ["Calibration", "Potentials", "Run", "extend", "label_initial", "relaxed", "restore_label_store"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How uncertainties are calibrated (Eq. 28)."""
+
+    atomic: AtomicCalibration
+    total: ConformalCalibration
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """How a round's potential is made."""
+
+    model: Callable[..., Any]
+    """Makes a fresh model of ``species`` with weights of a ``seed``."""
+    training: Callable[..., PotentialModule]
+    """Makes the training module of a ``model``."""
+    uncertainty: Callable[..., Any]
+    """Makes the uncertainty of a ``model`` with features of a ``seed``."""
+    calibration: Calibration
+    dtype: torch.dtype
+    configs: Mapping[str, Any]
+    """``model_config`` and ``uncertainty_config``, which the file of a potential keeps."""
 
 
 @dataclass(frozen=True)
 class Run:
     """What outlives a round."""
 
-    cfg: DictConfig
+    seed: int
+    limits: Limits
+    max_force: float | None
+    """Labelled structures with a larger force on any atom are rejected, eV/Å."""
     store: RoundStore
     system: System
     reference: Reference
     labels: LabelStore
     executor: LabelExecutor
     datamodule: GrowingDataModule
+    potentials: Potentials
+    fitting: Fitting
+    bias: Callable[..., WalkerPotential]
+    """Makes the biased potential of a ``potential`` and its ``uncertainty``."""
     exploration: Explorer
+    selection: Selection
     loggers: list[Logger]
     progress: RunProgress
-
-    @property
-    def seed(self) -> int:
-        return self.cfg.seed
-
-
-@shielded()  # it imports
-def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack: ExitStack) -> Run:
-    """Builds what outlives a round, cheapest checks first; ``loggers`` and ``stack`` take what is to be closed."""
-    system: System = build(cfg, "system")
-    exploration: Explorer = build(cfg, "dynamics")
-    check_sizes(cfg, system, exploration)
-    exploration.check_bias(build(cfg, "bias", potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
-    for part in ("calibration.atomic", "calibration.total"):
-        build(cfg, part)
-    for part in ("model", "uncertainty"):
-        check_parts(plain(cfg[part]), part)
-    model = build(cfg, "model", species=system.symbols)
-    check_selection(build(cfg, "selection"), build(cfg, "uncertainty", model=model))
-    build(cfg, "training", model=model)
-    reference: Reference = build(cfg, "reference")
-    stress = trains_stress(cfg, system, exploration, reference)
-    executor: LabelExecutor = build(cfg, "executor")
-    executor.check(reference)
-    data = build(cfg, "data")
-    if isinstance(data, DataFiles):
-        raise InputError("data=files is the data of `ubmd train`; use data=default")
-    datamodule: GrowingDataModule = data(
-        cutoff=model.cutoff,
-        species=system.symbols,
-        stress=stress,
-        dtype=getattr(torch, cfg.dtype),
-        seed=cfg.seed,
-        members=model.n_members,
-    )
-    check_test(cfg, system, datamodule.test_structures)
-    check_trainer(cfg, system, datamodule)
-    store = RoundStore(cfg.paths.run)
-    store.path.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(held(store.path))
-    store.open(plain(cfg))
-    loggers.extend(open_loggers(cfg, store.path))
-    labels = LabelStore(store.path / "labels.db")
-    if cfg.retry:
-        log.info("%d structures that could not be labelled are tried again", labels.forget_failures())
-    return Run(cfg, store, system, reference, labels, executor, datamodule, exploration, loggers, progress)
 
 
 def relaxed(run: Run) -> Run:
@@ -136,11 +114,11 @@ def label_initial(run: Run) -> None:
         run.reference,
         run.labels,
         executor=run.executor,
-        max_force=run.cfg.labelling.max_force,
+        max_force=run.max_force,
         progress=run.progress,
         title="initial labels",
     )
-    known, refused = within_limit([a for a in structures if is_labelled(a)], run.cfg.labelling.max_force)
+    known, refused = within_limit([a for a in structures if is_labelled(a)], run.max_force)
     _compare_given(run, known)
     reasons = [reason for _, reason in [*refused, *report.rejected, *report.failed]]
     for reason in reasons:
@@ -187,11 +165,11 @@ def extend(run: Run) -> None:
     if (
         not records
         or "n_selected" in records[last]["metrics"]
-        or is_last(run.cfg, last, len(run.store.structures(last)))
+        or run.limits.is_last(last, len(run.store.structures(last)))
     ):
         return
     run.store.reopen(last)
-    batch = run.cfg.learning.batch_size
+    batch = run.limits.batch_size
     before = records[last - 1]["metrics"]["n_selected"] if last else batch
     if before < batch:
         log.warning(

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
@@ -24,9 +23,7 @@ from ubmd.runs.continuation import NOT_CHECKED, config_digest, read_config
 from ubmd.runs.folder import INITIAL, RoundFolder
 from ubmd.runs.metrics import write_metrics
 from ubmd.runs.records import checksums, faults, is_sealed, read_record, write_record
-
-if TYPE_CHECKING:
-    from ubmd.runs.store import RoundStore
+from ubmd.runs.store import RoundStore
 
 __all__ = ["is_dataset", "is_json", "is_metrics", "repair"]
 

@@ -13,11 +13,11 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ubmd.data.electronic import charge_and_unpaired
+from ubmd.data.elements import species_numbers
 from ubmd.data.inherit import fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import check_displacement, perturb
 from ubmd.errors import InputError
-from ubmd.models.gmnn import species_numbers
 from ubmd.systems.relaxation import Relaxation
 
 __all__ = ["System"]

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ubmd.commands.trainer_options import check_trainer_options, trainer_limits
+from ubmd.commands.parts import fitting
 from ubmd.errors import InputError
+from ubmd.rounds.trainer_options import trainer_limits
 
 DEFAULTS = {
     "_target_": "lightning.pytorch.Trainer",
@@ -23,7 +24,11 @@ DEFAULTS = {
 
 
 def config(**options: Any) -> Any:
-    return OmegaConf.create({"trainer": DEFAULTS | options})
+    return DEFAULTS | options
+
+
+def check(**options: Any) -> None:
+    fitting(OmegaConf.create({"trainer": config(**options)}), 1).check()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,7 @@ def config(**options: Any) -> Any:
     ],
 )
 def test_possible(options: dict[str, Any]) -> None:
-    check_trainer_options(config(**options))
+    check(**options)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +79,12 @@ def test_possible(options: dict[str, Any]) -> None:
 )
 def test_impossible(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as error:
-        check_trainer_options(config(**options))
+        check(**options)
     assert "\n" not in str(error.value)
 
 
 def test_a_fit_by_the_clock_is_announced(caplog: pytest.LogCaptureFixture) -> None:
-    check_trainer_options(config(max_time="00:00:10:00"))
+    check(max_time="00:00:10:00")
     assert "the same command may come to another result" in caplog.text
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hydra.utils import instantiate
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
+from lightning.pytorch import Trainer
 
-from ubmd.config import build
 from ubmd.errors import InputError
 
 __all__ = ["check_trainer_options", "trainer_limits"]
@@ -18,14 +16,16 @@ __all__ = ["check_trainer_options", "trainer_limits"]
 log = logging.getLogger(__name__)
 
 
-def check_trainer_options(cfg: DictConfig) -> None:
-    """Refuses, before any work, options of ``cfg.trainer`` that leave a fit without its best weights or its numbers
-    without meaning, and callbacks that cannot be made.
+def check_trainer_options(trainer: Mapping[str, Any], make: Callable[..., Trainer]) -> None:
+    """Refuses, before any work, a trainer that leaves a fit without its best weights or its numbers without meaning.
+
+    Args:
+        trainer: its options.
+        make: makes it.
 
     Raises:
         InputError: for the first one.
     """
-    trainer = cfg.trainer
     for name in ("max_epochs", "max_steps"):
         limit = trainer.get(name)
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < -1 or limit == 0):
@@ -41,18 +41,14 @@ def check_trainer_options(cfg: DictConfig) -> None:
         value = trainer.get(name)
         if isinstance(value, int | float) and not least <= value < math.inf:
             raise InputError(f"trainer.{name}={value} must be at least {least:g}")
-    for name in cfg.get("callbacks") or ():
-        build(cfg, f"callbacks.{name}")
     for name, why in REFUSED.items():
         value = trainer.get(name)
         if value is not None and not _is_default(name, value):
             raise InputError(f"trainer.{name}={value} {why}")
-    if trainer.get("max_time") is not None:
-        log.warning(
-            "trainer.max_time=%s ends fits by the clock; the same command may come to another result", trainer.max_time
-        )
+    if (time := trainer.get("max_time")) is not None:
+        log.warning("trainer.max_time=%s ends fits by the clock; the same command may come to another result", time)
     try:
-        instantiate(trainer, callbacks=[], logger=False, plugins=[LightningEnvironment()], enable_checkpointing=False)
+        make(callbacks=[], logger=False, enable_checkpointing=False)
     except Exception as error:  # Lightning's own checks, of several kinds
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"trainer: {reason}") from error
@@ -86,14 +82,13 @@ def _is_default(name: str, value: Any) -> bool:
     return not value
 
 
-def trainer_limits(cfg: DictConfig, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
+def trainer_limits(trainer: Mapping[str, Any], n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
     """The trainer's ``max_epochs`` and ``max_steps`` for a share of them, rounded up; -1 stays -1.
 
     Raises:
         InputError: if a fit to ``n_train`` structures in batches of ``batch_size`` would end before its first
             validation, and so without best weights.
     """
-    trainer = cfg.trainer
     limits = {}
     for name in ("max_epochs", "max_steps"):
         limit = trainer.get(name)

@@ -1,0 +1,70 @@
+"""``ubmd evaluate``: the errors of a potential on labelled structures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ubmd.analysis.evaluation import error_metrics, evaluate_structures, predicted_structures
+from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
+from ubmd.config import plain
+from ubmd.data.io import read_labelled, write_structures
+from ubmd.errors import InputError
+from ubmd.interfaces.ase import check_elements, torch_device
+from ubmd.progress import run_progress
+from ubmd.runs.opening import open_run
+from ubmd.runs.store import RoundStore
+from ubmd.uncertainty.checkpoint import load_potential
+
+__all__ = ["evaluate"]
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Compares the potential in ``cfg.potential`` with the labels in ``cfg.structures``.
+
+    Writes into the run folder ``metrics.json``, ``predictions.extxyz`` and ``figures/calibration.png``.
+
+    Returns:
+        the force RMSE, eV/Å (for sweepers).
+
+    Raises:
+        InputError: for anything wrong in the configuration, the potential or the structures, before any work.
+    """
+    if cfg.get("logger"):
+        raise InputError("logger: `ubmd evaluate` logs to no logger, its results are in metrics.json; leave it out")
+    for name, low, high in (("alpha", 0, 1), ("batch_size", 0, float("inf"))):
+        if isinstance(cfg[name], bool | str) or not low < cfg[name] < high:
+            raise InputError(f"{name}={cfg[name]} must be above {low}" + (" and below 1" if high == 1 else ""))
+    device = torch_device(cfg.device)
+    trained = load_potential(str(cfg.potential), device=device)
+    structures = read_labelled(str(cfg.structures))
+    for number, atoms in enumerate(structures):
+        known = trained.model.species.tolist()
+        check_elements(atoms, known, f"structure {number} of {cfg.structures}", cfg.potential)
+    folder = Path(cfg.paths.run)
+    open_run(
+        RoundStore(folder),
+        plain(cfg)
+        | {
+            "contents": content_digests({"structures": structures})
+            | {"potential_sha256": hashlib.sha256(Path(cfg.potential).read_bytes()).hexdigest()}
+        },
+    )
+    with run_progress() as progress:
+        with progress.stage("structures", len(structures)) as stage:
+            found = evaluate_structures(
+                trained.model,
+                trained.uncertainty,
+                structures,
+                batch_size=int(cfg.batch_size),
+                on_batch=lambda done: stage.update(done, len(structures)),
+            )
+        write_structures(folder / "predictions.extxyz", predicted_structures(structures, found))
+        draw_calibration(found, cfg.alpha, folder)
+        metrics = error_metrics(found)
+        write_json(folder / "metrics.json", metrics)
+        written = f"{folder}: metrics.json, predictions.extxyz, figures/calibration.png"
+        report_errors({Path(cfg.structures).name: metrics}, written, progress.console)
+    return metrics["force_rmse_ev_per_ang"]

@@ -1,0 +1,125 @@
+"""``ubmd learn``: builds what a run of active learning consists of, and runs its rounds."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
+from ubmd.commands.parts import checked_seed, fitting, potentials
+from ubmd.config import build, check_device, plain, set_threads
+from ubmd.data.datamodule import GrowingDataModule
+from ubmd.data.files import DataFiles
+from ubmd.dynamics.explore import Explorer
+from ubmd.errors import InputError
+from ubmd.interruption import shielded
+from ubmd.progress import RunProgress, run_progress
+from ubmd.reference.base import Reference
+from ubmd.reference.executors import LabelExecutor
+from ubmd.reference.labelling import check_max_force
+from ubmd.reference.store import LabelStore
+from ubmd.rounds.checks import check_sizes, check_test, check_trainer, trains_stress
+from ubmd.rounds.fit import set_up_lightning
+from ubmd.rounds.limits import Limits
+from ubmd.rounds.loop import learn_rounds
+from ubmd.rounds.run import Run
+from ubmd.runs.lock import held
+from ubmd.runs.opening import open_run
+from ubmd.runs.store import RoundStore
+from ubmd.selection.base import Selection, check_selection
+from ubmd.systems.system import System
+
+__all__ = ["learn", "prepare"]
+
+log = logging.getLogger(__name__)
+
+
+def learn(cfg: DictConfig) -> float | None:
+    """Runs active learning to its end, or continues the run in ``cfg.paths.run``.
+
+    Returns:
+        the last force RMSE on the test set, eV/Å (for sweepers); None without a test set.
+
+    Raises:
+        InputError: for anything wrong in the configuration, before any expensive work.
+        StoppedShort: a round acquired no structure, so that the run ended with fewer than it was to have.
+    """
+    set_up_lightning()
+    check_device(cfg.trainer)
+    check_loggers(cfg)
+    set_threads(cfg.threads)
+    loggers: list[Logger] = []
+    with run_progress() as progress, ExitStack() as stack:
+        try:
+            run = prepare(cfg, progress, loggers, stack)
+            with run.executor:
+                return learn_rounds(run)
+        finally:
+            close_loggers(loggers)
+
+
+@shielded()  # it imports
+def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack: ExitStack) -> Run:
+    """Builds what a run consists of, cheapest checks first; ``loggers`` and ``stack`` take what is to be closed."""
+    seed = checked_seed(cfg)
+    check_max_force(cfg.labelling.max_force)
+    learning = plain(cfg.learning)
+    fits = fitting(cfg, learning.pop("checkpoint_epochs"), "learning.checkpoint_epochs")
+    limits = Limits(**learning)
+    system: System = build(cfg, "system")
+    exploration: Explorer = build(cfg, "dynamics")
+    check_sizes(limits, system, exploration)
+    exploration.check_bias(build(cfg, "bias", potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
+    made = potentials(cfg, system.symbols)
+    model = made.model(species=system.symbols)
+    selection: Selection = build(cfg, "selection")
+    check_selection(selection, made.uncertainty(model=model))
+    module = made.training(model=model)
+    reference: Reference = build(cfg, "reference")
+    stress = trains_stress(module.loss.stress, system, exploration, reference)
+    executor: LabelExecutor = build(cfg, "executor")
+    executor.check(reference)
+    data = build(cfg, "data")
+    if isinstance(data, DataFiles):
+        raise InputError("data=files is the data of `ubmd train`; use data=default")
+    datamodule: GrowingDataModule = data(
+        cutoff=model.cutoff,
+        species=system.symbols,
+        stress=stress,
+        dtype=made.dtype,
+        seed=seed,
+        members=model.n_members,
+    )
+    check_test(plain(cfg.reference), system, datamodule.test_structures)
+    check_trainer(fits, limits, system, datamodule)
+    store = RoundStore(cfg.paths.run)
+    store.path.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(held(store.path))
+    open_run(store, plain(cfg))
+    loggers.extend(open_loggers(cfg, store.path))
+    labels = LabelStore(store.path / "labels.db")
+    if cfg.retry:
+        log.info("%d structures that could not be labelled are tried again", labels.forget_failures())
+    return Run(
+        seed=seed,
+        limits=limits,
+        max_force=cfg.labelling.max_force,
+        store=store,
+        system=system,
+        reference=reference,
+        labels=labels,
+        executor=executor,
+        datamodule=datamodule,
+        potentials=made,
+        fitting=fits,
+        bias=partial(build, cfg, "bias"),
+        exploration=exploration,
+        selection=selection,
+        loggers=loggers,
+        progress=progress,
+    )

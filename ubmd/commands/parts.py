@@ -1,0 +1,76 @@
+"""Objects that several commands build from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
+
+from ubmd.config import build, plain
+from ubmd.errors import InputError
+from ubmd.rounds.fit import Fitting
+from ubmd.rounds.run import Calibration, Potentials
+from ubmd.uncertainty.checkpoint import check_parts
+
+__all__ = ["checked_dtype", "checked_seed", "fitting", "potentials"]
+
+
+def checked_seed(cfg: DictConfig) -> int:
+    """``cfg.seed``; InputError if no random stream has it."""
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise InputError(f"seed={cfg.seed} must be zero or a positive whole number")
+    return cfg.seed
+
+
+def checked_dtype(cfg: DictConfig) -> torch.dtype:
+    """The precision that ``cfg.dtype`` names; InputError for one that ubmd does not compute in."""
+    if cfg.dtype not in ("float32", "float64"):
+        raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
+    return getattr(torch, cfg.dtype)
+
+
+def fitting(cfg: DictConfig, checkpoint_epochs: int, key: str = "checkpoint_epochs") -> Fitting:
+    """How ``cfg.trainer`` and ``cfg.callbacks`` say that potentials are fitted.
+
+    Raises:
+        InputError: ``checkpoint_epochs``, which the user knows as ``key``, is below one.
+    """
+    if checkpoint_epochs < 1:
+        raise InputError(f"{key}={checkpoint_epochs} must be at least 1")
+    return Fitting(partial(_trainer, cfg.trainer), plain(cfg.trainer), partial(_callbacks, cfg), checkpoint_epochs)
+
+
+def _trainer(node: DictConfig, *, plugins: Sequence[Any] = (), **options: Any) -> Trainer:
+    own = [instantiate(plugin) for plugin in node.get("plugins") or []]
+    return instantiate(node, plugins=[*own, *plugins], **options)
+
+
+def _callbacks(cfg: DictConfig) -> list[Callback]:
+    return [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
+
+
+def potentials(cfg: DictConfig, species: Sequence[str]) -> Potentials:
+    """How ``cfg`` says that potentials of some species are made.
+
+    Raises:
+        InputError: for a model or an uncertainty that the file of a potential cannot hold, and for calibrations that
+            cannot be.
+    """
+    for part in ("model", "uncertainty"):
+        check_parts(plain(cfg[part]), part)
+    return Potentials(
+        model=partial(build, cfg, "model"),
+        training=partial(build, cfg, "training"),
+        uncertainty=partial(build, cfg, "uncertainty"),
+        calibration=Calibration(build(cfg, "calibration.atomic"), build(cfg, "calibration.total")),
+        dtype=checked_dtype(cfg),
+        configs={
+            "model_config": plain(cfg.model) | {"_partial_": False, "species": list(species)},
+            "uncertainty_config": plain(cfg.uncertainty),
+        },
+    )
