@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from ubmd import config, paths
 from ubmd.cli import app
-from ubmd.cli.main import COMMANDS
+from ubmd.cli.command import COMMANDS
 from ubmd.errors import InputError
 from ubmd.provenance import provenance
 

@@ -29,9 +29,11 @@ from ubmd.version import __version__
 if TYPE_CHECKING:
     from ubmd.bias.biased import BiasedPotential
     from ubmd.cli.app import compose
+    from ubmd.commands.evaluate import evaluate
     from ubmd.commands.label import label
+    from ubmd.commands.learn import learn
     from ubmd.commands.md import run_md
-    from ubmd.commands.train import evaluate, train
+    from ubmd.commands.train import train
     from ubmd.data.io import read_structures as read
     from ubmd.data.io import write_structures as write
     from ubmd.dynamics.trajectory import read_trajectory
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from ubmd.errors import InputError
     from ubmd.interfaces.ase import UBMDCalculator
     from ubmd.models.potential import Potential
-    from ubmd.rounds.loop import learn
     from ubmd.uncertainty.checkpoint import load_potential
 
 __all__ = [
@@ -67,9 +68,9 @@ _PLACES = {
     "Potential": "ubmd.models.potential:Potential",
     "UBMDCalculator": "ubmd.interfaces.ase:UBMDCalculator",
     "compose": "ubmd.cli.app:compose",
-    "evaluate": "ubmd.commands.train:evaluate",
+    "evaluate": "ubmd.commands.evaluate:evaluate",
     "label": "ubmd.commands.label:label",
-    "learn": "ubmd.rounds.loop:learn",
+    "learn": "ubmd.commands.learn:learn",
     "load_potential": "ubmd.uncertainty.checkpoint:load_potential",
     "read": "ubmd.data.io:read_structures",
     "read_trajectory": "ubmd.dynamics.trajectory:read_trajectory",

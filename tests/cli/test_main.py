@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ubmd import __version__
 from ubmd.cli import app
 from ubmd.cli import main as cli
+from ubmd.cli.command import COMMANDS
 from ubmd.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quiet_logging")
@@ -76,7 +77,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     overview = capsys.readouterr().out
     assert cli.main(["--help"]) == 0
     assert capsys.readouterr().out == overview
-    for command in cli.COMMANDS.values():
+    for command in COMMANDS.values():
         assert command.name in overview
         assert command.summary in overview
     assert "compare" in overview
@@ -90,11 +91,11 @@ def test_the_overview_needs_neither_torch_nor_hydra() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    command = cli.COMMANDS[name]
+    command = COMMANDS[name]
     assert command.summary in text
     assert len(command.examples) == 3
     for part in (*command.examples, "logger", "csv", "seed", "--multirun"):

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ubmd import paths
 from ubmd.cli import app, sweeps
 from ubmd.cli import main as cli
-from ubmd.cli.main import COMMANDS
+from ubmd.cli.command import COMMANDS
 from ubmd.errors import InputError, StoppedShort
 from ubmd.runs.continuation import config_digest
 from ubmd.runs.metrics import write_metrics

@@ -18,6 +18,7 @@ from ase.calculators.mixing import SumCalculator
 from ubmd.errors import InputError
 from ubmd.reference import identity
 from ubmd.reference.ase_reference import ASEReference
+from ubmd.reference.base import shared_fingerprint
 from ubmd.reference.ff19sb import FF19SB
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
@@ -63,7 +64,7 @@ def made(model: str = "a.txt", **more: object) -> ASEReference:
 
 
 def key(reference: ASEReference) -> str:
-    return json.dumps(identity.shared_fingerprint(reference), sort_keys=True, allow_nan=False)
+    return json.dumps(shared_fingerprint(reference), sort_keys=True, allow_nan=False)
 
 
 def test_files_count_by_what_is_in_them(teacher: Path) -> None:
@@ -113,7 +114,7 @@ def test_what_cannot_be_identified_is_not_shared(tmp_path: Path) -> None:
         Relaxation(tmp_path)(bulk("Cu"), unknown)
     assert not list(tmp_path.iterdir())
     assert len(label_structures([bulk("Cu")], unknown, LabelStore(tmp_path / "own.db")).labelled) == 1
-    identity.shared_fingerprint(ASEReference(SumCalculator([EMT()]), name="mine"))
+    shared_fingerprint(ASEReference(SumCalculator([EMT()]), name="mine"))
 
 
 def test_versions_count_where_labels_are_shared(
@@ -132,7 +133,7 @@ def test_versions_count_where_labels_are_shared(
 
 def test_versions_of_built_in_references() -> None:
     assert FF19SB().versions().keys() == {"torchmd", "openmm", "parmed"}
-    assert np.all([identity.shared_fingerprint(FF19SB())["versions"] == FF19SB().versions()])
+    assert np.all([shared_fingerprint(FF19SB())["versions"] == FF19SB().versions()])
 
 
 def test_a_module_without_file_is_not_identified() -> None:

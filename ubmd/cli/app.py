@@ -39,8 +39,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, interruption, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
+from ubmd.cli.command import Command, find
 from ubmd.cli.explain import check_groups, explain, explain_value
-from ubmd.cli.main import Command, find
 from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.runs.continuation import config_digest
 from ubmd.runs.lock import LOCK, held

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ubmd import config
 
 if TYPE_CHECKING:
-    from ubmd.cli.main import Command
+    from ubmd.cli.command import Command
 
 __all__ = ["help_text"]
 

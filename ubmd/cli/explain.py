@@ -18,7 +18,7 @@ from ubmd.errors import InputError
 from ubmd.schema import KEYS, OPTIONAL
 
 if TYPE_CHECKING:
-    from ubmd.cli.main import Command
+    from ubmd.cli.command import Command
 
 
 def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> None:

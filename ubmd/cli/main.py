@@ -11,107 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import NoReturn
 
 from ubmd import interruption, secrecy
+from ubmd.arguments import Parser
+from ubmd.cli.command import CHECK, COMPARE, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
 from ubmd.version import __version__
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: which configuration it composes and which function receives it."""
-
-    name: str
-    """The word on the command line."""
-    summary: str
-    """What it does, in a line."""
-    function: str
-    """``module:function``, imported when needed; takes the configuration, returns None or a float."""
-    examples: tuple[str, ...]
-    """Command lines for the help text."""
-    resumable: bool = False
-    """Whether a sweep may pass over a job that it has finished before, because nothing but the job's
-    configuration says what it does."""
-
-    @property
-    def config_name(self) -> str:
-        """Name of the primary configuration, ``conf/<name>.yaml``."""
-        return self.name
-
-
-_COMMANDS = (
-    Command(
-        "learn",
-        "active learning: fit, explore with biased dynamics, select, label, round by round",
-        "ubmd.commands.learn:learn",
-        (
-            "ubmd learn experiment=ala2_demo",
-            "ubmd learn experiment=ala2_demo seed=1 name=my_run",
-            "ubmd learn experiment=ala2_demo sweep=uncertainty -m",
-        ),
-        resumable=True,
-    ),
-    Command(
-        "train",
-        "fit one potential to a data set of labelled structures",
-        "ubmd.commands.train:train",
-        (
-            "ubmd train data.train=my.extxyz data.test=held_out.extxyz",
-            "ubmd train data.train=my.extxyz model=gmnn_small training=huber callbacks=ema",
-            "ubmd train data.train=my.extxyz training.start=RUN/model.ckpt trainer.max_epochs=100",
-        ),
-    ),
-    Command(
-        "evaluate",
-        "errors and calibration of a trained potential on labelled structures",
-        "ubmd.commands.evaluate:evaluate",
-        (
-            "ubmd evaluate potential=RUN/model.ckpt structures=test.extxyz",
-            "ubmd evaluate potential=RUN/rounds/004/model.ckpt structures=test.extxyz device=cpu",
-            "ubmd evaluate -m potential=A/model.ckpt,B/model.ckpt structures=test.extxyz",
-        ),
-    ),
-    Command(
-        "md",
-        "molecular dynamics with a trained potential, biased or not",
-        "ubmd.commands.md:run_md",
-        (
-            "ubmd md potential=RUN/rounds/004/model.ckpt system.structure=my.xyz bias.tau=0",
-            "ubmd md potential=RUN/rounds/004/model.ckpt system.structure=my.xyz bias.tau=0.25",
-            "ubmd md -m potential=RUN/model.ckpt system.structure=my.xyz dynamics.integrator.temperature=300,600",
-        ),
-    ),
-    Command(
-        "label",
-        "energies, forces and stress of structures by a reference method",
-        "ubmd.commands.label:label",
-        (
-            "ubmd label structures=my.xyz reference.calculator._target_=ase.calculators.emt.EMT",
-            "ubmd label structures=my.xyz reference=ff19sb",
-            "ubmd label structures=my.xyz reference=ff19sb labelling.max_force=null",
-        ),
-    ),
-)
-COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
-
-COMPARE = "compare"
-"""The command that takes folders instead of a configuration: :mod:`ubmd.commands.compare`."""
-CHECK = "check"
-"""The other one: :mod:`ubmd.commands.check`."""
-_SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
-    COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds",
-    CHECK: "whether the files of run folders are what was written",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports bad flags the way every other bad input is reported."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
@@ -128,28 +33,19 @@ def _parser(command: Command) -> argparse.ArgumentParser:
 
 def overview() -> str:
     """The text of ``ubmd --help``."""
-    width = max(map(len, _SUMMARIES))
+    width = max(map(len, SUMMARIES))
     lines = [
         "ubmd: uncertainty-biased molecular dynamics and active learning of interatomic potentials",
         "",
         "usage: ubmd COMMAND [key=value ...]",
         "",
         "commands:",
-        *(f"  {name:<{width}}  {summary}" for name, summary in _SUMMARIES.items()),
+        *(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()),
         "",
         "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command.",
         "ubmd --version prints the version.",
     ]
     return "\n".join(lines)
-
-
-def find(name: str) -> Command:
-    """The command of a name."""
-    if name in COMMANDS:
-        return COMMANDS[name]
-    near = get_close_matches(name, _SUMMARIES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"{name} is not a command; {hint}(valid: {', '.join(_SUMMARIES)})")
 
 
 def _run(argv: Sequence[str]) -> int:

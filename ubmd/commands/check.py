@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ubmd.cli.main import Parser
+from ubmd.arguments import Parser
 from ubmd.errors import InputError
 from ubmd.files import leftovers
 from ubmd.runs.continuation import NOT_CHECKED, config_digest, read_config

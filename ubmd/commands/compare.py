@@ -14,7 +14,7 @@ from ubmd.analysis.comparison import Comparison, RunResult, compare_runs, is_fin
 from ubmd.analysis.comparison_tables import as_csv, as_latex, as_markdown, terminal_tables
 from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.analysis.figures import save_figure
-from ubmd.cli.main import Parser
+from ubmd.arguments import Parser
 from ubmd.errors import InputError
 from ubmd.files import replaced
 from ubmd.runs.continuation import read_config

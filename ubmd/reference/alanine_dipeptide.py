@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ubmd.reference.openmm_system import RESIDUES, build_system, minimise
+
 if TYPE_CHECKING:
     from ase import Atoms
-
-RESIDUES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("ACE", ("H1", "CH3", "H2", "H3", "C", "O")),
-    ("ALA", ("N", "H", "CA", "HA", "CB", "HB1", "HB2", "HB3", "C", "O")),
-    ("NME", ("N", "H", "C", "H1", "H2", "H3")),
-)
-"""Residues and the names of their atoms; the first letter of a name is the element."""
 
 SYMBOLS: tuple[str, ...] = tuple(name[0] for _, names in RESIDUES for name in names)
 """Chemical symbols, 22 atoms."""
@@ -91,8 +86,6 @@ def initial_structure(cmap: bool = False) -> Atoms:
         22 atoms, not periodic.
     """
     from ase import Atoms
-
-    from ubmd.reference.openmm_system import build_system, minimise
 
     positions, _ = minimise(build_system(cmap=cmap), ideal_positions(*_C7EQ_DEGREES))
     return Atoms(SYMBOLS, positions=positions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,13 +12,13 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.data.electronic import ELECTRONIC
-from ubmd.reference.identity import code_of
+from ubmd.errors import InputError
+from ubmd.reference.identity import Plain, code_of
+from ubmd.secrecy import hidden
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
-"""A value that JSON can hold."""
 
 _MEANS = ("executor", "reference.command", "reference.scratch", "reference.threads", "reference._recursive_")
 NOT_OF_LABELS = (*_MEANS, *(f"data.test.sample.{part}" for part in _MEANS))
@@ -183,3 +182,17 @@ def same_structure(a: Atoms, b: Atoms) -> bool:
         and np.array_equal(a.cell.array, b.cell.array)
         and np.array_equal(a.pbc, b.pbc)
     )
+
+
+def shared_fingerprint(reference: Reference) -> dict[str, Plain]:
+    """Fingerprint of a reference where its results are shared between runs: with the versions of its packages.
+
+    Raises:
+        InputError: nothing tells the reference apart from others.
+    """
+    if not reference.identified:
+        raise InputError(
+            f"reference: nothing tells the calculator of {type(reference).__name__} apart from others of its class, so "
+            "that nothing of it can be kept for other runs; give it a name of its own (reference.name)"
+        )
+    return {**hidden(reference.fingerprint()), "versions": reference.versions()}

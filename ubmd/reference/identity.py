@@ -16,20 +16,18 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ubmd.errors import InputError
-from ubmd.secrecy import hidden
 from ubmd.version import __version__
 
-if TYPE_CHECKING:
-    from ubmd.reference.base import Plain, Reference
+__all__ = ["Code", "code_of", "described", "targets", "versions_of"]
 
-__all__ = ["Code", "code_of", "described", "shared_fingerprint", "targets", "versions_of"]
+
+Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
+"""A value that JSON can hold."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,6 @@ class Code:
     """Digest of the files of those that belong to none, and of what these import of the same kind; None without."""
     complete: bool
     """Whether all modules are covered; a notebook's are not."""
-
-
-def shared_fingerprint(reference: Reference) -> dict[str, Plain]:
-    """Fingerprint of a reference where its results are shared between runs: with the versions of its packages.
-
-    Raises:
-        InputError: nothing tells the reference apart from others.
-    """
-    if not reference.identified:
-        raise InputError(
-            f"reference: nothing tells the calculator of {type(reference).__name__} apart from others of its class, so "
-            "that nothing of it can be kept for other runs; give it a name of its own (reference.name)"
-        )
-    return {**hidden(reference.fingerprint()), "versions": reference.versions()}
 
 
 def described(node: object) -> Plain:

@@ -23,10 +23,10 @@ from ubmd.reference.base import (
     UnfinishedError,
     checked_label,
     same_structure,
+    shared_fingerprint,
     told,
 )
 from ubmd.reference.executors import LabelExecutor, Serial
-from ubmd.reference.identity import shared_fingerprint
 from ubmd.reference.isolation import isolated
 from ubmd.reference.store import Failure, LabelStore, label_key
 from ubmd.secrecy import hidden, hide

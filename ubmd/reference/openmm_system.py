@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ubmd.reference.alanine_dipeptide import RESIDUES
 from ubmd.units import KJ_PER_MOL
 
 if TYPE_CHECKING:
     import openmm
     from openmm import app
+
+RESIDUES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ACE", ("H1", "CH3", "H2", "H3", "C", "O")),
+    ("ALA", ("N", "H", "CA", "HA", "CB", "HB1", "HB2", "HB3", "C", "O")),
+    ("NME", ("N", "H", "C", "H1", "H2", "H3")),
+)
+"""Residues and the names of their atoms; the first letter of a name is the element."""
 
 FORCE_FIELD = "amber19/protein.ff19SB.xml"
 """Name of the force field among OpenMM's own files."""

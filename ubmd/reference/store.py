@@ -49,7 +49,7 @@ class LabelStore:
     Args:
         path: the file, ending in ``.db``; it is created with the first label.
         shared: several runs share the file, in which versions tell labels apart
-            (:func:`ubmd.reference.identity.shared_fingerprint`).
+            (:func:`ubmd.reference.base.shared_fingerprint`).
 
     Raises:
         InputError: ``path`` has another ending, or is no SQLite database or a damaged one.

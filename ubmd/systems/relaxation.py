@@ -20,9 +20,8 @@ from ubmd.data.inherit import Inherited, descendant, fixed_atoms
 from ubmd.data.sealed import read_sealed, write_sealed
 from ubmd.errors import InputError
 from ubmd.files import locked
-from ubmd.reference.base import Reference, ReferenceError
+from ubmd.reference.base import Reference, ReferenceError, shared_fingerprint
 from ubmd.reference.executors import LabelExecutor
-from ubmd.reference.identity import shared_fingerprint
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
 

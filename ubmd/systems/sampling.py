@@ -23,10 +23,10 @@ from ubmd.errors import InputError
 from ubmd.files import locked
 from ubmd.progress import run_progress
 from ubmd.reference.alanine_dipeptide import SYMBOLS, initial_structure
-from ubmd.reference.base import Plain, Reference, checked_label
+from ubmd.reference.base import Plain, Reference, checked_label, shared_fingerprint
 from ubmd.reference.executors import LabelExecutor, Serial
 from ubmd.reference.ff19sb import FF19SB, PACKAGES
-from ubmd.reference.identity import code_of, described, shared_fingerprint, versions_of
+from ubmd.reference.identity import code_of, described, versions_of
 from ubmd.reference.labelling import label_structures, with_label
 from ubmd.reference.openmm_system import build_system, reference_context
 from ubmd.reference.store import LabelStore
