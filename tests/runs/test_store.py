@@ -78,7 +78,7 @@ def test_open_writes_configuration_and_versions(store: RoundStore) -> None:
 
 def test_the_same_configuration_continues(store: RoundStore) -> None:
     before = {p: p.read_bytes() for p in store.path.iterdir()}
-    RoundStore(str(store.path)).open(json.loads(json.dumps(CONFIG)))
+    open_run(RoundStore(str(store.path)), json.loads(json.dumps(CONFIG)))
     assert {p: p.read_bytes() for p in store.path.iterdir()} == before
 
 
