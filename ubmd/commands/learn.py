@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -117,7 +116,7 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
         datamodule=datamodule,
         potentials=made,
         fitting=fits,
-        bias=partial(build, cfg, "bias"),
+        bias=build(cfg, "bias"),
         exploration=exploration,
         selection=selection,
         loggers=loggers,
