@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint docs
 
 demo: $(INSTALLED)  ## active learning of alanine dipeptide, small
 	$(BIN)/ubmd learn experiment=ala2_demo
@@ -18,9 +18,12 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
+docs: $(INSTALLED)  ## the documentation, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .venv:
 	$(PYTHON) -m venv .venv
 
 $(INSTALLED): pyproject.toml constraints.txt | .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	touch $@

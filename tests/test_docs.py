@@ -1,0 +1,54 @@
+"""What README and documentation say can be typed, and what they draw is there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ubmd.cli import app
+from ubmd.cli.command import COMMANDS, find
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def named(page: Path) -> str:
+    """A page's name among the tests."""
+    return str(page.relative_to(ROOT))
+
+
+def command_lines(page: Path) -> list[str]:
+    """Those of ``ubmd`` in a page's blocks of shell code, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line[line.index("ubmd ") :] for line in lines if re.match(r"(\w+=\S+ |exec )*ubmd \w", line)]
+
+
+def test_pages_show_commands() -> None:
+    assert sum(len(command_lines(page)) for page in PAGES) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if command_lines(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_command_lines_are_right(page: Path) -> None:
+    for line in command_lines(page):
+        _, name, *words = shlex.split(line, comments=True)
+        if name not in COMMANDS or "--help" in words:
+            continue
+        overrides = [word for word in words if "=" in word]
+        flags = {word for word in words if "=" not in word}
+        assert flags <= {"-m", "--cfg", "job"}, line
+        with app.open_hydra() as hydra:  # of a sweep the first job
+            app.compose_checked(hydra, find(name), app.sweep_points(app.parse(hydra, overrides))[0])
+
+
+def test_the_drawing_shows_every_room() -> None:
+    drawn = runpy.run_path(str(ROOT / "scripts" / "docs" / "drawings.py"))["ROOMS"]
+    rooms = {path.parent.name for path in (ROOT / "ubmd").glob("*/__init__.py")}
+    assert {name for name, _ in drawn} == {*rooms, "ground floor"}
