@@ -26,13 +26,14 @@ from ubmd.data.batch import AtomicBatch, collate
 from ubmd.models.potential import Potential
 from ubmd.reference.alanine_dipeptide import initial_structure
 
-SIZES = {
-    "paper": ("gmnn", "gmnn_ensemble", ("posterior", "distance", "posterior_last_layer", "distance_last_layer")),
-    "demo": (
-        "gmnn_small",
-        "gmnn_ensemble_small",
-        ("posterior_small", "distance_small", "posterior_last_layer", "distance_last_layer"),
-    ),
+SIZES = ("paper", "small")
+UNCERTAINTIES = {
+    **{kind: (f"uncertainty={kind}",) for kind in ("posterior", "distance")},
+    **{
+        f"{kind}, last layer": (f"uncertainty={kind}", "uncertainty/features=last_layer")
+        for kind in ("posterior", "distance")
+    },
+    "ensemble": ("uncertainty=ensemble", "model=ensemble"),
 }
 N_TRAINING = 60
 """Structures; 1320 atoms are more than the distance keeps."""
@@ -50,17 +51,14 @@ def structures(n: int, device: str) -> AtomicBatch:
 
 def steps(size: str, walkers: AtomicBatch, training: AtomicBatch) -> dict[tuple[str, str], Callable[[], Any]]:
     """What is timed, by (uncertainty, what is computed)."""
-    model_name, ensemble_name, uncertainties = SIZES[size]
     found: dict[tuple[str, str], Callable[[], Any]] = {}
-    for uncertainty_name in (*uncertainties, "ensemble"):
-        chosen = ensemble_name if uncertainty_name == "ensemble" else model_name
-        overrides = [f"model={chosen}", f"uncertainty={uncertainty_name}", "selection=random"]
-        cfg = compose("learn", [*overrides, "system=ala2", "reference=ff19sb"])
+    for uncertainty_name, overrides in UNCERTAINTIES.items():
+        cfg = compose("learn", [f"size={size}", *overrides, "selection=random", "system=ala2", "reference=ff19sb"])
         model = build(cfg, "model")(species=["H", "C", "N", "O"], seed=0).to(walkers.positions.device)
         uncertainty = build(cfg, "uncertainty")(model=model, seed=0)
         uncertainty.fit(model, [training])
         potential = Potential(model)
-        name = "none" if chosen == model_name else f"none, {model.n_members} networks"
+        name = "none" if model.n_members == 1 else f"none, {model.n_members} networks"
         found.setdefault((name, "E, F"), partial(potential, walkers))
         for what, tau in (("with", 0.0), ("biased", 0.25)):
             found[uncertainty_name, what] = partial(BiasedPotential(potential, uncertainty, tau), walkers)

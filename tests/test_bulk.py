@@ -202,7 +202,7 @@ def test_experiments_on_mil53(experiment: str, own: list[str], tmp_path: Path, m
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
     tiny = [f"experiment={experiment}", "reference=ase", "reference.calculator._target_=ase.calculators.emt.EMT"]
     tiny += [o for o in TINY if not o.startswith(("experiment", "data.test", "bias"))]
-    tiny += ["system.relax=null", "model=gmnn_small", "learning.max_rounds=2", "labelling.max_force=null"]
+    tiny += ["system.relax=null", "size=small", "learning.max_rounds=2", "labelling.max_force=null"]
     tiny += ["trainer.max_epochs=-1", "trainer.max_steps=5", "dynamics.stopping.max_steps=10", "data.batch_size=4"]
     assert cli.main(["learn", *tiny, *own]) == 0
     (run,) = (tmp_path / experiment).iterdir()

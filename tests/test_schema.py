@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ubmd import config
 from ubmd.cli.app import check, compose, open_hydra
-from ubmd.cli.main import COMMANDS
+from ubmd.cli.command import COMMANDS
+from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN, species_numbers
+from ubmd.models.gmnn import GMNN
 from ubmd.schema import KEYS, Node, hints_of, mismatch
 from ubmd.training.module import PotentialModule
 

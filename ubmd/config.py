@@ -309,7 +309,7 @@ def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
     # as they were written: references in them are for another place
     lines = OmegaConf.to_container(overrides) if isinstance(overrides, ListConfig) else list(overrides)
     for override in OverridesParser.create().parse_overrides(lines):  # pyright: ignore[reportArgumentType]
-        key = override.key_or_group + (f"@{override.package}" if override.package else "")
+        key = override.key_or_group.replace("/", ".") + (f"@{override.package}" if override.package else "")
         if override.is_hydra_override() or is_secret(key) or any(fnmatchcase(key, pattern) for pattern in patterns):
             continue
         value = "" if override.is_delete() else f"-{hide(override.get_value_element_as_str())}"

@@ -52,6 +52,7 @@ KEYS: Mapping[str, Any] = {
     "system": Node,
     "reference": Node,
     "executor": Node,
+    "size": Mapping,
     "model": Node,
     "training": Node,
     "trainer": Node,

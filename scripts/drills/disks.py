@@ -32,7 +32,7 @@ SMALLEST = 20_000
 ROOMY = "256M"
 FILLED = "16M"
 FILLER = "filler"
-MODEL = ("model=gmnn_small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8]", "data.batch_size=4")
+MODEL = ("size=small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8]", "data.batch_size=4")
 FIT = ("trainer.max_epochs=-1", "trainer.max_steps=30", "trainer.check_val_every_n_epoch=3")
 DYNAMICS = (
     *("dynamics.n_walkers=2", "dynamics.frame_interval=5", "dynamics.checkpoint_interval=10"),
@@ -42,7 +42,7 @@ EMT = "reference.calculator._target_=ase.calculators.emt.EMT"
 LEARN = (
     *("learn", EMT, *MODEL, *FIT, *DYNAMICS, "labelling.max_force=50", "bias.window=10", "threads=1"),
     *("system.n_initial=4", "learning.batch_size=3", "learning.max_structures=100", "learning.max_rounds=2"),
-    *("learning.checkpoint_epochs=4", "uncertainty=posterior_small", "uncertainty.features.n_projections=8"),
+    *("learning.checkpoint_epochs=4", "uncertainty.features.n_projections=8"),
 )
 
 

@@ -275,7 +275,7 @@ def take_run(made: tuple[Path, WholeRun]) -> None:
 
 OVERRIDES = """
 experiment=ala2_demo experiment=bulk_demo seed=1 bias.tau=0.25 learning.batch_size=4 name=my
-model=gmnn_small model.hidden=[8,8] model.cutoff=4.0 uncertainty=posterior_small selection=max_det
+size=small model.hidden=[8,8] model.cutoff=4.0 uncertainty=posterior selection=max_det
 trainer.max_steps=60 trainer.max_epochs=-1 data.batch_size=8 data.validation_fraction=0.1
 dynamics.n_walkers=4 dynamics.integrator.dt=0.1 dynamics.stopping.max_steps=60 bias.window=20 dynamics=npt
 dynamics.integrator.temperature=300 executor=processes executor.workers=2 threads=1 system=copper

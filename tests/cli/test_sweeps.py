@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quiet_logging")
 
 Job = Callable[[DictConfig], float | None]
 
-METHODS = [f"method-{kind}_gmnn_small+seed-{seed}" for kind in ("posterior", "distance", "ensemble") for seed in (0, 1)]
+METHODS = [f"method-{kind}+seed-{seed}" for kind in ("posterior", "distance", "ensemble") for seed in (0, 1)]
 JOBS = {
     "uncertainty": METHODS,
     "tau": [f"bias.tau-{tau}" for tau in ("0.0", "0.1", "0.25", "0.5")],
@@ -64,8 +64,7 @@ def test_methods_are_built_of_parts_that_fit(experiment: str, kind: str) -> None
     from ubmd.config import build
     from ubmd.selection.base import check_selection
 
-    size = "gmnn_small" if experiment == "ala2_demo" else "gmnn"
-    cfg = app.compose("learn", [f"experiment={experiment}", f"method={kind}_{size}"])
+    cfg = app.compose("learn", [f"experiment={experiment}", f"method={kind}"])
     plain = app.compose("learn", [f"experiment={experiment}"])
     model = build(cfg, "model")(species=["H", "C"])
     assert (getattr(model, "n_members", 1) > 1) == (kind == "ensemble")
@@ -78,10 +77,10 @@ def test_methods_are_built_of_parts_that_fit(experiment: str, kind: str) -> None
 
 def test_the_command_line_replaces_what_a_sweep_says() -> None:
     with app.open_hydra() as hydra:
-        overrides = ["experiment=ala2_demo", "sweep=uncertainty", "seed=5", "method=distance_gmnn_small"]
+        overrides = ["experiment=ala2_demo", "sweep=uncertainty", "seed=5", "method=distance"]
         app.check(hydra, COMMANDS["learn"], overrides, multirun=False)
         folders = app.sweep_jobs(hydra, COMMANDS["learn"], overrides)
-    assert [folder.name for folder in folders] == ["method-distance_gmnn_small+seed-5"]
+    assert [folder.name for folder in folders] == ["method-distance+seed-5"]
 
 
 @pytest.fixture

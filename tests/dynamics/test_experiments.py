@@ -14,7 +14,7 @@ from ubmd.runs.metrics import read_metrics
 
 TINY = [
     "logger=csv",
-    "model=gmnn_small",
+    "size=small",
     "model.n_basis=2",
     "model.n_gauss=4",
     "model.hidden=[8,8]",

@@ -6,8 +6,9 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import kstest, norm
 
+from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN, species_numbers
+from ubmd.models.gmnn import GMNN
 from ubmd.models.readout import SILU_SCALE, Readout
 
 

@@ -158,7 +158,7 @@ def test_fit_forgets_the_calibration() -> None:
 
 
 def test_wrong_pairs_of_model_and_uncertainty() -> None:
-    with pytest.raises(InputError, match=r"needs model=gmnn_ensemble, got a GMNN"):
+    with pytest.raises(InputError, match=r"needs model=ensemble, got a GMNN"):
         EnsembleUncertainty(GMNN(["H"]))
     with pytest.raises(InputError, match=r"Ensemble has none .*uncertainty=ensemble"):
         FeatureUncertainty(SketchedGradients, ensemble())

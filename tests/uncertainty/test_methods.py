@@ -32,13 +32,20 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (paths.config_dir() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("uncertainty", options("uncertainty"))
+UNCERTAINTIES = [
+    [f"uncertainty={name}", *(f"uncertainty/features={features}" for features in (given,) if features)]
+    for name in options("uncertainty")
+    for given in ([None] if name == "ensemble" else options("uncertainty/features"))
+]
+
+
+@pytest.mark.parametrize("uncertainty", UNCERTAINTIES, ids="-".join)
 @pytest.mark.parametrize("calibration", options("calibration"))
-def test_fit_calibrate_save_load_bias(uncertainty: str, calibration: str, tmp_path: Path) -> None:
-    ensemble = uncertainty == "ensemble"
+def test_fit_calibrate_save_load_bias(uncertainty: list[str], calibration: str, tmp_path: Path) -> None:
+    ensemble = uncertainty == ["uncertainty=ensemble"]
     prefix = "model.member" if ensemble else "model"
     small = [f"{prefix}.{k}" for k in ("n_basis=2", "n_gauss=4", "hidden=[8,8]")]
-    choice = [f"model=gmnn{'_ensemble' * ensemble}_small", f"uncertainty={uncertainty}", f"calibration={calibration}"]
+    choice = [f"model={'ensemble' if ensemble else 'gmnn'}", "size=small", *uncertainty, f"calibration={calibration}"]
     cfg = compose("learn", [*TINY, *choice, *small, "dtype=float64"], folder=tmp_path)
     model = build(cfg, "model")(species=SPECIES, seed=1).double()
     uncertain = build(cfg, "uncertainty")(model=model, seed=2).double()

@@ -50,7 +50,7 @@ _COMMANDS = (
         "ubmd.commands.train:train",
         (
             "ubmd train data.train=my.extxyz data.test=held_out.extxyz",
-            "ubmd train data.train=my.extxyz model=gmnn_small training=huber callbacks=ema",
+            "ubmd train data.train=my.extxyz size=small training=huber callbacks=ema",
             "ubmd train data.train=my.extxyz training.start=RUN/model.ckpt trainer.max_epochs=100",
         ),
     ),

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ubmd import config
+from ubmd.cli.explain import offered
 
 if TYPE_CHECKING:
     from ubmd.cli.command import Command
@@ -28,9 +29,11 @@ def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags
     tree = OmegaConf.to_container(cfg, resolve=False)
     choices = cfg.hydra.runtime.choices
     assert isinstance(tree, dict)
-    options = {group: loader.get_group_options(group) for group in base if group != "hydra"}
+    inner = [group for group in choices if "/" in group and "@" not in group and group.split("/")[0] in base]
+    names = sorted([*base, *inner], key=lambda group: list(base).index(group.split("/")[0]))
+    options = {group: offered(hydra, command, group) for group in names if group.split("/")[0] != "hydra"}
     groups = {group: names for group, names in options.items() if names}
-    wide = max(map(len, [*base, "hydra"]), default=0)
+    wide = max(map(len, [*base, *groups]), default=0)
     lines = [
         f"ubmd {command.name}",
         f"  {command.summary}",

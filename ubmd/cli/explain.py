@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
@@ -13,12 +14,36 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config
+from ubmd import config, paths
 from ubmd.errors import InputError
 from ubmd.schema import KEYS, OPTIONAL
 
 if TYPE_CHECKING:
     from ubmd.cli.command import Command
+
+
+def offered(hydra: Hydra, command: Command, group: str) -> list[str]:
+    """The options of a group that a command can take: all, but those that set what the command does not have."""
+    options = hydra.config_loader.get_group_options(group)
+    base = config.base_keys(command.config_name).keys()
+    return [name for name in options if _sets(paths.config_dir() / group, name) <= base]
+
+
+def _sets(folder: Path, name: str) -> set[str]:
+    """Top-level keys and groups that ubmd's own option with a global package sets, with those of its bases."""
+    file = folder / f"{name}.yaml"
+    if not file.exists() or not file.read_text(encoding="utf-8").startswith("# @package _global_"):
+        return set()
+    raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    assert isinstance(raw, dict)
+    params = ((raw.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    found = {str(key).split(".")[0] for key in (*raw, *params)} - {"defaults"}
+    for entry in raw.get("defaults", []):
+        if isinstance(entry, dict):
+            found |= {str(key).removeprefix("override /").split("/")[0] for key in entry}
+        elif entry != "_self_":
+            found |= _sets(folder, entry)
+    return found
 
 
 def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> None:
@@ -31,9 +56,11 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
         if not options and group in base and base[group] is None and group != "hydra":
             raise InputError(f"there are no options for {group}; leave {override.input_line} out")
         value = override.value()
-        known = group in base or group.startswith("hydra/")
+        known = group.split("/")[0] in {*base, "hydra"}
         for name in value if isinstance(value, list) else [value]:
             option = str(name).removesuffix(".yaml")
+            if option in options and group in base and option not in offered(hydra, command, group):
+                raise InputError(f"{group}={option} is not for `ubmd {command.name}`, which lacks what it sets")
             if not options or not known or override.is_delete() or isinstance(name, dict) or "/" in option:
                 continue
             if name is None and group in KEYS and group not in OPTIONAL:
@@ -60,6 +87,9 @@ def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error
     for override in groups:
         name = override.key_or_group
         if name not in base and f"Could not override '{name}'" in message:
+            outer, _, inner = name.rpartition("/")
+            if outer in base:
+                return f"{name} is not possible, as the {outer} that is chosen has no {inner} to choose"
             return f"{name} is not a group of `ubmd {command.name}`; {config.suggestion(name, base)}"
     if "is not an int" in message:
         sentence = _named_item(hydra, command, overrides)

@@ -18,6 +18,7 @@ __all__ = ["MAY_DIFFER", "MAY_GROW", "NOT_CHECKED", "config_digest", "difference
 
 MAY_DIFFER = (
     *("paths", "logger", "debug", "device", "retry"),
+    "size",  # what it says is where it is used
     # where things are kept that tell themselves what they are; a potential is told by its contents
     *("potential", "system.relax.folder", "data.test.path", "data.test.sample.labels"),
     *NOT_OF_LABELS,

@@ -39,7 +39,7 @@ class EnsembleUncertainty(Scales):
     def __init__(self, model: nn.Module, seed: int = 0):
         super().__init__()
         if not isinstance(model, Ensemble):
-            raise InputError(f"uncertainty=ensemble needs model=gmnn_ensemble, got a {type(model).__name__}")
+            raise InputError(f"uncertainty=ensemble needs model=ensemble, got a {type(model).__name__}")
         self.to(model.beta)
 
     def fit(self, model: nn.Module, batches: Iterable[AtomicBatch]) -> None:
