@@ -41,7 +41,7 @@ NODE = {"_target_": "a.B"}
         (Mapping[str, Sequence[int]], [{"a": [1]}], [{"a": [1.5]}, {"a": 1}]),
         (Node, [NODE], [1, None, {}, {"a": 1}]),
         (Callable[..., int], [NODE], [1, "a", None, [], {}]),
-        (config.Path | None, [None, "a"], [1]),
+        (Path | None, [None, "a"], [1]),
         (InputError, [NODE], [1, "a", None, [], {}]),
         (Any, [1, None, [], {}, "a"], [NAN]),
     ],

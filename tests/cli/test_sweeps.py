@@ -310,7 +310,7 @@ def test_launcher_that_is_not_there() -> None:
 
 @pytest.mark.parametrize(
     ("sweep", "number"),
-    [("uncertainty=glob(*small)", 2), ("seed=shuffle(range(3))", 3), ("bias.tau=tag(x,choice(0.1,0.2))", 2)],
+    [("uncertainty=glob(*st*)", 2), ("seed=shuffle(range(3))", 3), ("bias.tau=tag(x,choice(0.1,0.2))", 2)],
 )
 def test_sweeps_of_other_kinds(sweep: str, number: int) -> None:
     overrides = ["experiment=ala2_demo", sweep]

@@ -59,8 +59,12 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
         known = group.split("/")[0] in {*base, "hydra"}
         for name in value if isinstance(value, list) else [value]:
             option = str(name).removesuffix(".yaml")
-            if option in options and group in base and option not in offered(hydra, command, group):
-                raise InputError(f"{group}={option} is not for `ubmd {command.name}`, which lacks what it sets")
+            lacking = sorted(_sets(paths.config_dir() / group, option) - base.keys())
+            if lacking:
+                hint = config.suggestion(lacking[0], base.keys() - {"hydra"})
+                raise InputError(
+                    f"{lacking[0]} is not a key of `ubmd {command.name}`; {hint}; {group}={option} sets it"
+                )
             if not options or not known or override.is_delete() or isinstance(name, dict) or "/" in option:
                 continue
             if name is None and group in KEYS and group not in OPTIONAL:
