@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from ubmd.dynamics.integrators.montecarlo import MonteCarlo, MonteCarloExplorati
 from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.perturbation import PerturbationExploration, RandomPerturbation
-from ubmd.dynamics.state import evaluate, initial_state, kinetic_temperature
-from ubmd.dynamics.stopping import StoppingRules, stop_reasons
+from ubmd.dynamics.state import WalkerState, evaluate, initial_state, kinetic_temperature
+from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.errors import InputError
 from ubmd.units import ACCELERATION, KB
@@ -127,6 +128,39 @@ def test_a_hot_free_atom_is_noticed_among_fixed_ones() -> None:
     hot = state.replace(momenta=state.momenta * (6.1 * 300 / kinetic_temperature(state)).sqrt())
     assert stop_reasons(state.replace(momenta=state.momenta * 0), rules).tolist() == [0]
     assert stop_reasons(hot, rules).tolist() == [3]
+
+
+class Unsure(Toy):
+    """The toy with a large and growing uncertainty of atom 0."""
+
+    def __call__(self, *args, **options):
+        found = super().__call__(*args, **options)
+        atomic = found.atomic_uncertainty.clone()
+        atomic.view(-1, 6)[:, 0] = 1e6
+        return replace(found, atomic_uncertainty=atomic)
+
+
+def test_uncertainty_of_a_fixed_atom_stops_no_walker() -> None:
+    rules = StoppingRules(10.0, 20, min_distance=None)
+    explorer = WalkerExploration(integrator=Langevin(dt=1.0), **OPTIONS | {"stopping": rules})
+    atoms = start()
+    found = explorer(Unsure(), [atoms], seed=1, round_index=0)
+    assert found.reasons.tolist() == [StopReason.MAX_STEPS] * 3
+    assert (found.max_uncertainty < 10).all()
+    frames = frames_to_atoms(found)
+    assert all(f.arrays["atomic_uncertainty"][0] == 1e6 and f.info["max_atomic_uncertainty"] < 10 for f in frames)
+    atoms.set_constraint(FixAtoms([1]))
+    assert explorer(Unsure(), [atoms], seed=1, round_index=0).reasons.tolist() == [StopReason.UNCERTAINTY] * 3
+
+
+def test_saved_walkers_keep_their_fixed_atoms() -> None:
+    state = state_of(start(), 300.0, [1, 2])
+    again = WalkerState.from_state_dict(state.state_dict()).select(torch.tensor([1]))
+    assert again.fixed is not None
+    assert again.fixed.nonzero()[:, 0].tolist() == FIXED
+    earlier = state.state_dict()
+    earlier["fixed"] = earlier["batch"].pop("fixed")
+    assert torch.equal(WalkerState.from_state_dict(earlier).batch.fixed, state.batch.fixed)
 
 
 def test_momentum_is_left_where_fixed_atoms_take_it_up() -> None:

@@ -12,6 +12,7 @@ from ase.calculators.calculator import CalculationFailed, PropertyNotImplemented
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import LinearCombinationCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixBondLength
 from ase.filters import FrechetCellFilter
 from ase.io import Trajectory
 from ase.md.langevin import Langevin
@@ -193,6 +194,18 @@ def test_bias_follows_the_trajectory(trained: TrainedPotential, monkeypatch: pyt
         assert (expected.tau.item() > 0) == (number >= 2)
     other = steps[-1][[0, 1, 2, 3]]
     np.testing.assert_allclose(calc.get_property("forces", other), direct(trained, other).forces, atol=1e-10)
+
+
+def test_constraints_take_atoms_out_of_the_bias(trained: TrainedPotential) -> None:
+    free, held = UBMDCalculator(trained, tau=0.5, window=1), UBMDCalculator(trained, tau=0.5, window=1)
+    atoms = molecules(1, 0)[0]
+    plain = direct(trained, atoms).forces.numpy()
+    unconstrained = free.get_forces(atoms)
+    atoms.set_constraint([FixAtoms([0, 3]), FixBondLength(1, 2)])
+    forces = held.get_forces(atoms)
+    np.testing.assert_array_equal(forces[[0, 3]], plain[[0, 3]])
+    assert np.abs(forces - plain)[[1, 2, 4]].min(axis=1).max() > 0
+    assert np.abs(forces - unconstrained)[[1, 2, 4]].max() > 1e-6, "another strength"
 
 
 def test_stress_refused_before_the_windows_advance(trained: TrainedPotential, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixBondLength
 
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Reference, ReferenceError, UnfinishedError, checked_label
@@ -124,6 +125,16 @@ def test_the_limit_is_not_part_of_the_label(store):
     unlimited = label_structures(structures, Spring(), store, max_force=None)
     assert len(unlimited.labelled) == 2
     assert unlimited.n_computed == 0
+
+
+def test_fixed_atoms_may_have_any_force(store):
+    structures = pairs(3.1, 3.1, 3.1)
+    structures[0].set_constraint(FixAtoms([0, 1]))
+    structures[1].set_constraint(FixAtoms([0]))  # the other one is free and has as large a force
+    structures[2].set_constraint(FixBondLength(0, 1))  # fixes no atom
+    report = label_structures(structures, Spring(), store)
+    assert len(report.labelled) == 1
+    assert len(report.rejected) == 2
 
 
 @pytest.mark.parametrize("max_force", [0.0, -1.0, float("nan")])

@@ -35,6 +35,9 @@ class BiasedPotential(nn.Module):
     With windows or species weights the biased forces are no longer the gradient of one function, so the
     biased energy, E - tau_t u, is a record of the bias and not a conserved quantity.
 
+    Fixed atoms, which no force moves, are not biased, and neither their forces nor the uncertainty's gradient by
+    their positions enter Eq. 8.
+
     What a walker's window holds is in the ``memory`` of a prediction, to be handed back with its next step:
     ``bias_force_window`` and ``bias_stress_window`` [walkers, 2, window] (squared norms of what is biased
     and of the uncertainty's gradient) and ``bias_steps`` [walkers].
@@ -150,9 +153,10 @@ class BiasedPotential(nn.Module):
         forces, stress, bias_energy = plain.forces, plain.stress, plain.bias_energy
         tau = plain.tau
         if self.tau > 0:
-            squares = batch.sum_atoms(torch.stack([_square(forces), _square(slope)], dim=1))
+            moving, slope = batch.of_free_atoms(forces), batch.of_free_atoms(slope)
+            squares = batch.sum_atoms(torch.stack([_square(moving), _square(slope)], dim=1))
             tau, memory = self._rescaled(self.tau, FORCE_WINDOW, squares, memory)
-            weights, memory = self._atom_weights(forces, slope, memory, batch)
+            weights, memory = self._atom_weights(moving, slope, memory, batch)
             strength = tau[batch.system_idx] * weights
             # zero means unbiased, whatever the gradient is (0 * inf is not zero)
             force = torch.where(strength[:, None] == 0, 0.0, strength[:, None] * slope)
@@ -178,7 +182,10 @@ class BiasedPotential(nn.Module):
     def _atom_weights(
         self, forces: Tensor, slope: Tensor, memory: Memory | None, batch: AtomicBatch
     ) -> tuple[Tensor, Memory | None]:
-        """Factors of tau_t for each atom [n_atoms] float64, and the memory; here those of the species alone."""
+        """Factors of tau_t for each atom [n_atoms] float64, and the memory; here those of the species alone.
+
+        ``forces`` and ``slope`` (du/dr) [n_atoms, 3] are zero on fixed atoms.
+        """
         return self.weights[batch.numbers], memory
 
     def _memory(self, memory: Memory | None, batch: AtomicBatch) -> Memory | None:

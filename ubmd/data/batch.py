@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AtomicBatch", "collate"]
 
-_PER_ATOM = ("positions", "numbers", "shifts", "mask", "forces")
+_PER_ATOM = ("positions", "numbers", "shifts", "mask", "forces", "fixed")
 _PER_SYSTEM = ("cell", "pbc", "n_atoms", "energy", "stress", "member")
 
 
@@ -57,6 +57,8 @@ class AtomicBatch:
     """[n_systems, 3, 3] eV/Å³, reference, positive under tension; NaN for a structure that has none."""
     member: Tensor | None = None
     """[n_systems] the one member of an ensemble that is to predict a structure, int64; None: all of them."""
+    fixed: Tensor | None = None
+    """[n_atoms] bool, atoms of walkers that stay where they are; None: all atoms move."""
 
     @property
     def n_systems(self) -> int:
@@ -92,6 +94,12 @@ class AtomicBatch:
         if self.shifts is not None:
             vectors = vectors - torch.einsum("nks,nsx->nkx", self.shifts, self.cell[self.system_idx])
         return vectors.masked_fill(~self.mask[..., None], 1.0e3)
+
+    def of_free_atoms(self, values: Tensor) -> Tensor:
+        """Per-atom ``values`` [n_atoms, ...] with zeros on fixed atoms."""
+        if self.fixed is None:
+            return values
+        return values.masked_fill(self.fixed.view(-1, *[1] * (values.dim() - 1)), 0.0)
 
     def sum_atoms(self, values: Tensor) -> Tensor:
         """Sum of per-atom ``values`` [n_atoms, ...] over each structure, [n_systems, ...]."""

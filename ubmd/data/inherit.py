@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ubmd.data.electronic import ELECTRONIC
 from ubmd.errors import InputError
 
-__all__ = ["INHERITED", "Inherited", "descendant", "fixed_atoms"]
+__all__ = ["INHERITED", "Inherited", "descendant", "fixed_atoms", "free_atoms"]
 
 INHERITED = ("masses", "tags", *ELECTRONIC)
 """Arrays and entries of ``info`` that are true of a structure wherever its atoms are."""
@@ -103,15 +103,26 @@ def fixed_atoms(atoms: Atoms, what: str) -> NDArray[np.bool_]:
     Raises:
         InputError: for any other constraint, which nothing here would keep; ``what`` names the structure.
     """
-    fixed = np.zeros(len(atoms), dtype=bool)
     for constraint in atoms.constraints:
-        directions = {True} if isinstance(constraint, FixAtoms) else set()
-        if isinstance(constraint, FixCartesian | FixScaled):
-            directions = set(constraint.mask.tolist())
-        if directions not in ({True}, {False}):
+        if _directions(constraint) not in ({True}, {False}):
             raise InputError(
                 f"{what} carries the constraint {type(constraint).__name__}, which walkers would not keep; remove it "
                 "(whole atoms alone can be fixed, with FixAtoms)"
             )
-        fixed[constraint.index] |= directions == {True}
-    return fixed
+    return ~free_atoms(atoms)
+
+
+def free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
+    """Which atoms can move, [n]: all that are not fixed as whole atoms, whatever other constraints say of them."""
+    free = np.ones(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if _directions(constraint) == {True}:
+            free[constraint.index] = False
+    return free
+
+
+def _directions(constraint: Any) -> set[bool]:
+    """Which answers there are to whether a direction is fixed; empty if the constraint is not about directions."""
+    if isinstance(constraint, FixCartesian | FixScaled):
+        return set(constraint.mask.tolist())
+    return {True} if isinstance(constraint, FixAtoms) else set()

@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from ubmd.data.inherit import Inherited
+from ubmd.data.inherit import Inherited, free_atoms
 from ubmd.dynamics.stopping import StopReason
 
 __all__ = ["Exploration", "frames_to_atoms"]
@@ -72,9 +72,9 @@ class Exploration:
 def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
     """The frames as ASE structures, in order.
 
-    ``info`` holds walker, step, model_energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å) and tau;
-    ``arrays`` holds atomic_uncertainty (eV/Å). They are the model's words, not labels, hence not attached as
-    a calculator's results. What a walker's start hands on is there besides.
+    ``info`` holds walker, step, model_energy (eV), uncertainty (eV/atom), max_atomic_uncertainty (eV/Å, of free
+    atoms) and tau; ``arrays`` holds atomic_uncertainty (eV/Å). They are the model's words, not labels, hence not
+    attached as a calculator's results. What a walker's start hands on is there besides.
     """
     frames = []
     inherited = dict(zip(exploration.walkers.tolist(), exploration.inherited, strict=False))
@@ -92,7 +92,7 @@ def frames_to_atoms(exploration: Exploration) -> list[Atoms]:
             step=int(exploration.step[i]),
             model_energy=float(exploration.energy[i]),
             uncertainty=float(exploration.uncertainty[i]),
-            max_atomic_uncertainty=float(exploration.atomic_uncertainty[i].max(initial=-np.inf)),
+            max_atomic_uncertainty=float(exploration.atomic_uncertainty[i][free_atoms(atoms)].max(initial=-np.inf)),
             tau=float(exploration.tau[i]),
         )
         atoms.arrays["atomic_uncertainty"] = exploration.atomic_uncertainty[i].copy()

@@ -55,8 +55,6 @@ class WalkerState:
     """What the potential remembers; the first axis of each tensor counts walkers."""
     extended: dict[str, Tensor]
     """Variables of thermostat and barostat, if the integrator has any; the first axis counts walkers."""
-    fixed: Tensor | None = None
-    """[n_atoms] bool, atoms that stay where they are, without momentum and force; None: all atoms move."""
     energy: Tensor | None = None
     """[n_walkers] eV, float64, without the bias."""
     uncertainty: Tensor | None = None
@@ -76,19 +74,24 @@ class WalkerState:
         return self.batch.n_systems
 
     @property
+    def fixed(self) -> Tensor | None:
+        """[n_atoms] bool, atoms that stay where they are, without momentum and force; None: all atoms move."""
+        return self.batch.fixed
+
+    @property
     def evaluated(self) -> bool:
         """Whether forces and energy are those of the present positions' prediction."""
         return self.energy is not None
 
     def max_uncertainty(self) -> Tensor | None:
-        """[n_walkers] highest atomic uncertainty of each walker, eV/Å; NaN wins; None if not predicted."""
-        return None if self.atomic_uncertainty is None else self.batch.max_atoms(self.atomic_uncertainty)
+        """[n_walkers] highest uncertainty of a free atom of each walker, eV/Å; NaN wins; None if not predicted."""
+        atomic = self.atomic_uncertainty
+        return None if atomic is None else self.batch.max_atoms(self.batch.of_free_atoms(atomic))
 
     def moving_forces(self, prediction: Prediction) -> Tensor:
         """[n_atoms, 3] eV/Å that move the atoms: those predicted, none on fixed atoms."""
         # a float64 force must not silently promote a float32 run
-        forces = prediction.forces.to(self.momenta.dtype)
-        return forces if self.fixed is None else forces.masked_fill(self.fixed[:, None], 0.0)
+        return self.batch.of_free_atoms(prediction.forces.to(self.momenta.dtype))
 
     def replace(self, **changes: object) -> WalkerState:
         """A copy with some fields replaced."""
@@ -144,6 +147,8 @@ class WalkerState:
         """
         nested = {name: _moved(values.get(name, {}), device) for name in ("batch", *_NESTED)}
         own = {key: value for key, value in values.items() if key not in nested}
+        if "fixed" in own:  # as earlier versions wrote it
+            nested["batch"]["fixed"] = _moved({"fixed": own.pop("fixed")}, device)["fixed"]
         try:
             nested["batch"] = AtomicBatch(**nested["batch"])  # pyright: ignore[reportArgumentType]
             return cls(**nested, **_moved(own, device))
@@ -151,7 +156,7 @@ class WalkerState:
             raise InputError(f"saved walkers do not fit this version's WalkerState: {error}") from error
 
 
-_PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "fixed", "atomic_uncertainty")
+_PER_ATOM = ("momenta", "masses", "forces", "listed_positions", "atomic_uncertainty")
 _PER_WALKER = (
     *("temperature", "seed", "step", "walker", "listed_cell", "start_cell"),
     *("energy", "uncertainty", "tau", "bias_energy", "stress"),
@@ -213,7 +218,7 @@ def initial_state(
         raise InputError(f"masses must be {len(batch.numbers)} positive numbers in amu, one an atom")
     fixed = _checked_fixed(batch, fixed)
     return WalkerState(
-        batch=batch.replace(energy=None, forces=None, stress=None),
+        batch=batch.replace(energy=None, forces=None, stress=None, fixed=None if fixed is None else fixed.to(device)),
         momenta=_thermal_momenta(batch.n_atoms.cpu(), mass, fixed, target, seed).to(device, dtype),
         masses=mass.to(device, dtype),
         forces=torch.zeros_like(batch.positions),
@@ -226,7 +231,6 @@ def initial_state(
         start_cell=batch.cell,
         memory={},
         extended={},
-        fixed=None if fixed is None else fixed.to(device),
     )
 
 

@@ -57,7 +57,7 @@ class StoppingRules:
     """Limits on a walker; None switches a rule off.
 
     Args:
-        uncertainty_threshold: highest uncertainty of any atom's force, eV/Å; a walker above it has found a
+        uncertainty_threshold: highest uncertainty of a free atom's force, eV/Å; a walker above it has found a
             candidate and stops.
         max_steps: number of steps.
         min_distance: Å between any two atoms, periodic images included. The shortest bond there is (H-H) has

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
+from ubmd.data.inherit import free_atoms
 from ubmd.data.io import check_structure
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction
@@ -48,7 +49,8 @@ class UBMDCalculator(Calculator):
     Its windows (Eq. 8) advance once for each configuration that differs from the one evaluated before,
     whoever asks: an MD step, a line search or a finite difference. So give each trajectory a calculator of
     its own (``load_potential`` once, and a calculator of the result for each). There is no bias until a
-    window is full, and windows start afresh when elements, their order or the periodicity change. With
+    window is full, and windows start afresh when elements, their order or the periodicity change. Atoms that
+    constraints fix (``FixAtoms``) neither are biased nor count in the windows. With
     windows or species weights the biased forces are not the derivative of the biased energy.
 
     Args:
@@ -188,7 +190,8 @@ class UBMDCalculator(Calculator):
             batch = batch.replace(energy=None, forces=None, stress=None)
             listed = self._listed = _Listed(batch, atoms.copy())
         positions = torch.as_tensor(atoms.positions).to(listed.batch.positions)
-        return listed.batch.replace(positions=positions)
+        free = torch.as_tensor(free_atoms(atoms), device=positions.device)
+        return listed.batch.replace(positions=positions, fixed=None if bool(free.all()) else ~free)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ubmd import interruption
+from ubmd.data.inherit import free_atoms
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
@@ -85,7 +86,7 @@ def label_structures(
         reference: computes labels.
         store: remembers labels and failures.
         executor: where labels are computed, which is open and stays so; None: one by one in this process.
-        max_force: largest norm of the force on an atom in eV/Å; a structure above is rejected, after its
+        max_force: largest norm of the force on a free atom in eV/Å; a structure above is rejected, after its
             label was stored. None: no limit.
         on_label: called with (structures done, structures in all) after each.
 
@@ -265,11 +266,14 @@ def _sorted(
 
 
 def within_limit(labelled: Sequence[Atoms], max_force: float | None) -> tuple[list[Atoms], list[tuple[Atoms, str]]]:
-    """Labelled structures whose forces do not exceed ``max_force`` (eV/Å, None: no limit), and the others with why."""
+    """Labelled structures whose forces do not exceed ``max_force`` (eV/Å, None: no limit), and the others with why.
+
+    A fixed atom may have any force: it never moves, and no walker could lower it.
+    """
     kept: list[Atoms] = []
     rejected: list[tuple[Atoms, str]] = []
     for atoms in labelled:
-        largest = float(np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max(initial=0.0))
+        largest = float(np.linalg.norm(atoms.arrays["REF_forces"][free_atoms(atoms)], axis=1).max(initial=0.0))
         if max_force is not None and largest > max_force:
             rejected.append((atoms, f"force of {largest:.1f} eV/Å exceeds the limit of {max_force:g} eV/Å"))
         else:
