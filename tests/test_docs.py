@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_rooms import ROOMS
 from ubmd.cli import app
 from ubmd.cli.command import COMMANDS, find
 
@@ -48,7 +49,12 @@ def test_command_lines_are_right(page: Path) -> None:
             app.compose_checked(hydra, find(name), app.sweep_points(app.parse(hydra, overrides))[0])
 
 
-def test_the_drawing_shows_every_room() -> None:
+def test_the_drawing_shows_every_room_in_its_place() -> None:
     drawn = runpy.run_path(str(ROOT / "scripts" / "docs" / "drawings.py"))["ROOMS"]
-    rooms = {path.parent.name for path in (ROOT / "ubmd").glob("*/__init__.py")}
-    assert {name for name, _ in drawn} == {*rooms, "ground floor"}
+    assert [name for name, _ in drawn] == ["testing", *ROOMS, "ground floor"]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=named)
+def test_links_of_pages_beside_the_documentation_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert all((ROOT / link).is_file() for link in links), links
