@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from ubmd.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +62,12 @@ def test_constraints_pin_everything_exactly() -> None:
     names = {pin.split("==")[0].lower() for pin in pins}
     assert {"torch", "lightning", "hydra-core", "ase", "pytest", "ruff", "basedpyright"} <= names
     assert "ubmd" not in names
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    released = re.search(r"^## \[(\d.*?)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert released is not None
+    assert released[1] == __version__
+    citation = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {released[1]}" in citation
+    assert f"date-released: {released[2]}" in citation
