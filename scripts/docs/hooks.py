@@ -107,39 +107,37 @@ def _comment(text: str) -> tuple[str, str]:
     return "\n".join(parts).strip(), "\n".join([*package, *lines]).strip()
 
 
-def _groups(command: str) -> list[tuple[str, str | None]]:
-    """The groups of a command in their order, each with the option that is chosen."""
-    defaults = yaml.safe_load((ROOT / "conf" / f"{command}.yaml").read_text())["defaults"]
-    entries = [entry for entry in defaults if isinstance(entry, dict)]
-    return [(str(group).split("@")[0].strip("/"), option) for entry in entries for group, option in entry.items()]
+def _choices(file: Path) -> list[tuple[str, str]]:
+    """The groups that a file's defaults list chooses from, each with the option that it chooses."""
+    content = yaml.safe_load(file.read_text())
+    entries = [entry for entry in (content or {}).get("defaults", []) if isinstance(entry, dict)]
+    return [(str(group).split("@")[0].strip("/"), str(option)) for entry in entries for group, option in entry.items()]
 
 
 def configuration() -> str:
     """A page with every command, group and option, from ``conf/``."""
+    conf = ROOT / "conf"
     out = [(ROOT / "scripts" / "docs" / "configuration.md").read_text(), "## Commands", ""]
-    order: list[str] = []
-    defaults: dict[str, set[str]] = {}
     users: dict[str, list[str]] = {}
+    chosen: set[str] = set()
     for command in COMMANDS:
-        text, body = _comment((ROOT / "conf" / f"{command}.yaml").read_text())
+        text, body = _comment((conf / f"{command}.yaml").read_text())
         out += [f"### `ubmd {command}`", "", text, "", "```yaml", body, "```", ""]
-        for group, option in _groups(command):
-            order += [group] if group not in order else []
-            defaults.setdefault(group, set()).add(str(option))
+        for group, option in _choices(conf / f"{command}.yaml"):
+            chosen.add(f"{group}={option}")
             users.setdefault(group, []).append(command)
-    for folder in sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir()):
-        order += [folder] if folder not in order else []
-    for group in order:
-        options = sorted((ROOT / "conf" / group).rglob("*.yaml"))
-        if not options:
-            continue
-        used = ", ".join(f"`ubmd {command}`" for command in users.get(group, []))
-        out += [f"## `{group}`", "", f"Group of {used}." if used else "Used by other groups.", ""]
-        for option in options:
-            name = str(option.relative_to(ROOT / "conf" / group).with_suffix(""))
-            text, body = _comment(option.read_text())
-            chosen = " (default)" if name in defaults.get(group, set()) else ""
-            out += [f"### `{group}={name}`{chosen}", "", text, ""]
+    folders = {str(file.parent.relative_to(conf)) for file in conf.rglob("*/*.yaml")}
+    order = [*users, *sorted(folders - users.keys())]
+    for group in sorted(folders, key=lambda name: (order.index(name.split("/")[0]), name)):
+        out += [f"## `{group}`", ""]
+        if group in users:
+            out += [f"Group of {', '.join(f'`ubmd {command}`' for command in users[group])}.", ""]
+        options = sorted((conf / group).glob("*.yaml"))
+        chosen |= {f"{group}/{inner}={option}" for file in options for inner, option in _choices(file)}
+        for file in options:
+            text, body = _comment(file.read_text())
+            name = f"{group}={file.stem}"
+            out += [f"### `{name}`{' (default)' if name in chosen else ''}", "", text, ""]
             out += ["```yaml", body, "```", ""] if body else []
     return "\n".join(out)
 
