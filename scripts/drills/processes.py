@@ -83,7 +83,7 @@ def run_until(
             interrupted = moment is not None and cpu >= moment
         sent = time.monotonic()
         if interrupted:
-            for one in marked(mark) if everyone else [psutil.Process(process.pid)]:
+            for one in marked(mark) if everyone else [process]:
                 send(one, number)
         while process.poll() is None and time.monotonic() < sent + PATIENCE:
             time.sleep(TICK)
@@ -124,6 +124,6 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def send(process: psutil.Process, number: signal.Signals) -> None:
+def send(process: psutil.Process | subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)

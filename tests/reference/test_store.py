@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import signal
@@ -11,12 +13,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import ase.db
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.db.sqlite import SQLite3Database
 
 from ubmd.errors import InputError
 from ubmd.reference.base import Label
@@ -139,6 +143,105 @@ def test_other_files_are_input_errors(tmp_path):
         LabelStore(tmp_path / "notes.db")
     with pytest.raises(InputError, match=r"\.db"):
         LabelStore(tmp_path / "labels.json")
+
+
+COLUMNS = ("unique_id", "numbers", "positions", "cell", "pbc", "initial_magmoms", "energy", "forces", "stress", "data")
+
+
+def flip(path: Path, column: str) -> None:
+    """Changes one bit of a row's column, as a disk may, which knows of no index."""
+    connection = sqlite3.connect(path)
+    (value,) = connection.execute(f"SELECT {column} FROM systems WHERE id=2").fetchone()
+    raw = bytearray(value if isinstance(value, bytes) else repr(value).encode())
+    raw[len(raw) // 2] ^= 1
+    new = bytes(raw) if isinstance(value, bytes) else type(value)(raw.decode())
+    connection.execute("DROP INDEX unique_id_index")
+    connection.execute(f"UPDATE systems SET {column}=? WHERE id=2", (new,))
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_one_bit_of_a_row(column: str, tmp_path: Path) -> None:
+    """Noticed when the file is opened, and when the label is read from one that is open already."""
+    store, atoms = LabelStore(tmp_path / "labels.db"), bulk("Cu", cubic=True)
+    atoms.set_initial_magnetic_moments([1, 0, 0, 0])
+    store.put(molecule(0), SETTINGS, make_label(0))
+    store.put(atoms, SETTINGS, make_label(1, 4))
+    LabelStore(store.path)
+    flip(store.path, column)
+    with pytest.raises(InputError, match=r"labels\.db is damaged \(1 of its rows are not what was stored\); restore"):
+        LabelStore(store.path)
+    assert_identical(store.get(molecule(0), SETTINGS), make_label(0))
+    if column != "unique_id":
+        with pytest.raises(InputError, match=r"labels\.db holds a label that is not what was stored; restore it"):
+            store.get(atoms, SETTINGS)
+
+
+def test_one_bit_of_the_file(tmp_path: Path) -> None:
+    """Refused in a sentence, or the labels as they were; of headers, names of columns, text that is no UTF-8."""
+
+    def known() -> list[object]:
+        store = LabelStore(path)
+        found = [store.get(molecule(seed), SETTINGS) for seed in range(3)]
+        return [repr(found), repr(store.labelled()), store.last_fingerprint(), len(store)]
+
+    path = tmp_path / "labels.db"
+    for seed, result in enumerate((make_label(0), Failure("no"), make_label(2))):
+        LabelStore(path).put(molecule(seed), SETTINGS, result)
+    content, right, n_refused = path.read_bytes(), known(), 0
+    places = [place for place, byte in enumerate(content) if byte][::37]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            assert known() == right, place
+        except InputError:
+            n_refused += 1
+    assert len(places) / 2 < n_refused < len(places)
+
+
+def test_rows_of_earlier_versions(tmp_path: Path) -> None:
+    """They have a checksum of their label alone, or none."""
+    store, label = LabelStore(tmp_path / "labels.db"), make_label(1)
+    assert label.stress is not None
+    content = f"{json.dumps(SETTINGS, sort_keys=True, separators=(',', ':'))!r}\0None\0{label.energy!r}\0".encode()
+    digest = hashlib.sha256(content + label.forces.tobytes() + b"\0" + label.stress.tobytes() + b"\0").hexdigest()
+    for checksum, right in ((digest, True), (None, True), (digest[::-1], False)):
+        store.path.unlink(missing_ok=True)
+        store.put(molecule(1), SETTINGS, label)
+        with SQLite3Database(str(store.path), use_lock_file=False) as database:
+            assert database.connection is not None
+            database.connection.execute("DROP TABLE checksums")
+            data = dict(database.get(id=1).data)
+            database.update(1, data=data if checksum is None else data | {"sha256": checksum})
+        if not right:
+            with pytest.raises(InputError, match="not what was stored"):
+                LabelStore(store.path).get(molecule(1), SETTINGS)
+            continue
+        assert_identical(LabelStore(store.path).get(molecule(1), SETTINGS), label)
+        store.put(molecule(2), SETTINGS, make_label(2))
+        assert_identical(LabelStore(store.path).get(molecule(2), SETTINGS), make_label(2))
+
+
+def test_failures_are_forgotten(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.db")
+    store.put(molecule(0), SETTINGS, Failure("no"))
+    store.put(molecule(1), SETTINGS, make_label(1))
+    assert store.forget_failures() == 1
+    assert LabelStore(store.path).get(molecule(0), SETTINGS) is None
+    store.put(molecule(0), SETTINGS, make_label(0))
+    for seed in (0, 1):
+        assert_identical(LabelStore(store.path).get(molecule(seed), SETTINGS), make_label(seed))
+
+
+def test_moments_of_whole_numbers(tmp_path: Path) -> None:
+    """ASE's database reads them as if they were floats."""
+    store, atoms = LabelStore(tmp_path / "labels.db"), molecule(0)
+    atoms.set_array("initial_magmoms", np.array([2, 1]))
+    store.put(atoms, SETTINGS, make_label(0))
+    assert_identical(store.get(atoms, SETTINGS), make_label(0))
+    (row,) = ase.db.connect(store.path).select()
+    assert row.toatoms().get_initial_magnetic_moments().tolist() == [2.0, 1.0]
 
 
 def test_an_empty_file_is_filled(tmp_path):

@@ -147,6 +147,20 @@ def test_damage(damage: str, name: str, copy: Path, run: Path, caplog: pytest.Lo
     assert bool(folder.done()["metrics"]) == (kept > 0)
 
 
+def test_one_bit_of_a_stored_label(copy: Path) -> None:
+    """Of its structure, which no page or index of the database tells."""
+    atoms = labelled(3, 0)[0]
+    LabelStore(copy / "labels.db").put(atoms, {}, Label(1.5, np.ones((2, 3)), None))
+    assert all(finding.ok for finding in inspect(copy))
+    content, positions = (copy / "labels.db").read_bytes(), atoms.positions.tobytes()
+    assert content.count(positions) == 1
+    flipped = positions[:20] + bytes([positions[20] ^ 1]) + positions[21:]
+    (copy / "labels.db").write_bytes(content.replace(positions, flipped))
+    (wrong,) = [finding for finding in inspect(copy) if not finding.ok]
+    assert wrong.file == "labels.db"
+    assert wrong.state == "damaged (1 of its rows are not what was stored)"
+
+
 def test_a_gap_is_refused(copy: Path) -> None:
     delete(copy / "rounds/000/round.json")
     with pytest.raises(InputError, match=r"rounds/000/round\.json is missing, but there are later rounds; restore it"):

@@ -16,6 +16,7 @@ from rich.table import Table
 from ubmd.arguments import Parser
 from ubmd.errors import InputError
 from ubmd.files import leftovers
+from ubmd.reference.store import fault_of
 from ubmd.runs.continuation import NOT_CHECKED, config_digest, read_config
 from ubmd.runs.integrity import is_dataset, is_json, is_metrics
 from ubmd.runs.records import faults, is_sealed, read_record
@@ -129,12 +130,12 @@ def _inspect_labels(store: RoundStore) -> Iterable[Finding]:
         return
     try:
         with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=20)) as database:
-            answer = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            fault = fault_of(database)
             rows = database.execute("SELECT COUNT(*) FROM sqlite_master WHERE name='systems'").fetchone()[0]
     except sqlite3.Error as error:
-        answer, rows = str(error), 0
-    if answer != "ok":
-        yield Finding("labels.db", f"damaged ({' '.join(answer.split())[:100]})", ok=False)
+        fault, rows = str(error)[:100], 0
+    if fault is not None:
+        yield Finding("labels.db", f"damaged ({fault})", ok=False)
     elif not rows and store.initial.exists():
         yield Finding("labels.db", "empty", ok=False)
     else:

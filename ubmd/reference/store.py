@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.db.core import now
 from ase.db.row import AtomsRow
-from ase.db.sqlite import SQLite3Database
+from ase.db.sqlite import VERSION, SQLite3Database
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ubmd.data.electronic import ELECTRONIC
@@ -41,7 +41,8 @@ class LabelStore:
     first stays. A process that is killed while it writes loses at most the label it was writing.
 
     The file is an ``ase.db`` database (``ase db labels.db`` lists it). Exact values are in ``data`` of its
-    rows, the columns of energy, forces and stress are for other programs.
+    rows, the columns of energy, forces and stress are for other programs. A table of its own holds a checksum of
+    each row, structure, key and label, as SQLite has none.
 
     Versions of packages are recorded with each label. In a run's own store they tell nothing apart, as an
     upgrade must not discard labels; that a label is of other versions is said once.
@@ -52,7 +53,7 @@ class LabelStore:
             (:func:`ubmd.reference.base.shared_fingerprint`).
 
     Raises:
-        InputError: ``path`` has another ending, or is no SQLite database or a damaged one.
+        InputError: ``path`` has another ending, or is no SQLite database or a damaged one, down to one bit of a label.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, shared: bool = False) -> None:
@@ -62,7 +63,10 @@ class LabelStore:
             raise InputError(f"path: label store {self.path} should end in .db; rename it")
         if not self._is_empty_or_sqlite():
             raise InputError(f"path: {self.path} is not an SQLite database; {_REMEDY}")
-        fault = self._fault()
+        fault = None
+        if self.path.exists():
+            with closing(sqlite3.connect(self.path, timeout=20)) as connection:
+                fault = fault_of(connection)
         if fault is not None:
             raise InputError(f"path: {self.path} is damaged ({fault}); {_REMEDY}")
 
@@ -83,12 +87,16 @@ class LabelStore:
         """
         if not self._has_tables():
             return None
-        rows = list(self._connect().select(unique_id=label_key(atoms, fingerprint, reads)))
+        key = label_key(atoms, fingerprint, reads)
+        with closing(sqlite3.connect(self.path, timeout=20)) as connection:
+            if n_changed(connection, key):
+                raise self._changed()
+        rows = list(self._connect().select(unique_id=key))
         if not rows:
             return None
         data = rows[0].data
-        if "sha256" in data and data["sha256"] != _checksum(data):
-            raise InputError(f"path: {self.path} holds a label that is not what was stored; {_REMEDY}")
+        if not _is_right(data):
+            raise self._changed()
         if versions is not None:
             self._tell_of_versions(data.get("versions") or {}, versions)
         if data["failure"] is not None:
@@ -110,7 +118,9 @@ class LabelStore:
         data["versions"] = dict(versions or {})
         try:
             with self._transaction() as database:
-                database.write(row, data=data, failed=isinstance(result, Failure))
+                index = database.write(row, data=data, failed=isinstance(result, Failure))
+                assert database.connection is not None
+                _note_checksum(database.connection, index)
         except sqlite3.IntegrityError:
             # The unique key is there: another process, or an earlier call, was first.
             if self.get(atoms, fingerprint, reads) is None:
@@ -125,7 +135,7 @@ class LabelStore:
             return []
         found = []
         for row in self._connect().select(sort="id"):
-            if row.data["failure"] is None and row.data.get("sha256") in (None, _checksum(row.data)):
+            if row.data["failure"] is None and _is_right(row.data):
                 label = Label(row.data["energy"], row.data["forces"].copy(), row.data["stress"])
                 atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
                 found.append((atoms, label))
@@ -150,13 +160,16 @@ class LabelStore:
         if not self._has_tables():
             return 0
         with self._transaction() as database:
-            failures = [row.id for row in database.select(failed=True)]
+            failures = [row.id for row in database.select() if row.data["failure"] is not None]
             database.delete(failures)
         return len(failures)
 
     def __len__(self) -> int:
         """Number of labels and failures."""
         return self._connect().count() if self._has_tables() else 0
+
+    def _changed(self) -> InputError:
+        return InputError(f"path: {self.path} holds a label that is not what was stored; {_REMEDY}")
 
     def _connect(self) -> SQLite3Database:
         # ASE's lock file outlives a killed process and would block every later one; SQLite's locks do not.
@@ -176,29 +189,12 @@ class LabelStore:
         with self.path.open("rb") as file:
             return file.read(16) in (b"", b"SQLite format 3\x00")
 
-    def _fault(self) -> str | None:
-        """What SQLite finds wrong with the file; None for nothing."""
-        if not self.path.exists():
-            return None
-        try:
-            with closing(sqlite3.connect(self.path, timeout=20)) as connection:
-                answer = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
-        except sqlite3.OperationalError:
-            raise  # of a place that cannot be read, which says nothing about the contents
-        except sqlite3.DatabaseError as error:
-            return str(error)
-        return None if answer == "ok" else " ".join(answer.split())[:100]
-
     def _has_tables(self) -> bool:
         """Whether there is anything to read; ASE would create the tables when asked to read without them."""
         if not self.path.exists():
             return False
-        connection = sqlite3.connect(self.path, timeout=20)
-        try:
-            found = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name='systems'").fetchone()
-        finally:
-            connection.close()
-        return found[0] > 0
+        with closing(sqlite3.connect(self.path, timeout=20)) as connection:
+            return _has_table(connection, "systems")
 
 
 def label_key(atoms: Atoms, fingerprint: Mapping[str, Plain], reads: Sequence[str] = ELECTRONIC) -> str:
@@ -239,13 +235,78 @@ _REMEDY = (
 )
 
 
-def _checksum(data: Mapping[str, object]) -> str:
-    """Of what a row says, by which a number that has changed on the disk is found; SQLite has no checksums."""
+_COLUMNS = ", ".join(SQLite3Database.columnnames)
+_FORMATS = {str(version) for version in range(5, VERSION + 1)}
+"""Versions of ``ase.db`` that can be read."""
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name=?", (name,)).fetchone()[0] > 0
+
+
+def fault_of(connection: sqlite3.Connection) -> str | None:
+    """What is wrong with a store: by SQLite, by what ASE expects, and by the checksums of rows; None for nothing.
+
+    Raises:
+        sqlite3.OperationalError: of a place that cannot be read, which says nothing about the contents.
+    """
+    connection.text_factory = _text
+    try:
+        answer = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if answer != "ok":
+            return " ".join(answer.split())[:100]
+        if not _has_table(connection, "systems"):
+            return None
+        if dict(connection.execute("SELECT name, value FROM information")).get("version") not in _FORMATS:
+            return "it tells no version of its format"
+        connection.execute(f"SELECT {_COLUMNS} FROM systems LIMIT 1").fetchall()
+        n_wrong = n_changed(connection)
+    except UnicodeDecodeError:  # of a message of SQLite itself
+        return "its tables cannot be read"
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        return str(error)
+    return f"{n_wrong} of its rows are not what was stored" if n_wrong else None
+
+
+def n_changed(connection: sqlite3.Connection, key: str | None = None) -> int:
+    """Number of rows that are not what their checksums say; rows of earlier versions have none.
+
+    Args:
+        connection: to the store.
+        key: of the only structure to look at.
+    """
+    connection.text_factory = _text
+    if not (_has_table(connection, "systems") and _has_table(connection, "checksums")):
+        return 0
+    where, values = ("", ()) if key is None else (" WHERE unique_id=?", (key,))
+    found = connection.execute(f"SELECT sha256, {_COLUMNS} FROM systems JOIN checksums USING (id){where}", values)
+    return sum(checksum != _row_checksum(row) for checksum, *row in found)
+
+
+def _note_checksum(connection: sqlite3.Connection, index: int) -> None:
+    """Stores the checksum of a row as SQLite gives it back: of the bytes, before anything interprets them."""
+    (row,) = connection.execute(f"SELECT {_COLUMNS} FROM systems WHERE id=?", (index,))
+    connection.execute("CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, sha256 TEXT)")
+    connection.execute("INSERT OR REPLACE INTO checksums VALUES (?, ?)", (index, _row_checksum(row)))
+
+
+def _row_checksum(row: Sequence[object]) -> str:
+    return hashlib.sha256(ascii(tuple(row)).encode()).hexdigest()
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")  # it may be damaged
+
+
+def _is_right(data: Mapping[str, object]) -> bool:
+    """Whether a row of an earlier version, with a checksum of the label alone, says what was stored."""
     digest = hashlib.sha256()
     for name in ("fingerprint", "failure", "energy", "forces", "stress"):
         value = data[name]
         digest.update(b"%s\0" % (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
-    return digest.hexdigest()
+    return data.get("sha256") in (None, digest.hexdigest())
 
 
 def _canonical(fingerprint: Mapping[str, Plain]) -> str:
@@ -264,7 +325,11 @@ def _row(
         "pbc": atoms.pbc,
         "ctime": now(),
         "user": None,
-        **{name: atoms.arrays[name] for name in ("initial_magmoms", "initial_charges") if name in atoms.arrays},
+        **{
+            name: np.asarray(atoms.arrays[name], dtype=np.float64)
+            for name in ("initial_magmoms", "initial_charges")
+            if name in atoms.arrays
+        },
     }
     data: dict[str, object] = {
         "fingerprint": _canonical(fingerprint),
@@ -276,7 +341,7 @@ def _row(
     }
     if isinstance(result, Failure):
         data["failure"] = result.message
-        return AtomsRow(columns), data | {"sha256": _checksum(data)}
+        return AtomsRow(columns), data
     forces = np.asarray(result.forces, dtype=np.float64)
     data |= {"energy": float(result.energy), "forces": forces}
     columns |= {
@@ -289,4 +354,4 @@ def _row(
         stress = np.asarray(result.stress, dtype=np.float64)
         data["stress"] = stress
         columns["stress"] = full_3x3_to_voigt_6_stress(stress)
-    return AtomsRow(columns), data | {"sha256": _checksum(data)}
+    return AtomsRow(columns), data
