@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +17,7 @@ from ubmd.cli.command import COMMANDS
 from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
-from ubmd.schema import KEYS, Node, hints_of, mismatch
+from ubmd.schema import KEYS, MAY_BE_INFINITE, Node, hints_of, mismatch
 from ubmd.training.module import PotentialModule
 
 NAN, INF = float("nan"), float("inf")
@@ -29,6 +29,7 @@ NODE = {"_target_": "a.B"}
     [
         (int, [0, -3], [1.0, True, "1", None, [], {}, NODE]),
         (float, [0, 1.5], [True, "1", None, NAN, INF, [1.0], NODE]),
+        (Annotated[float, MAY_BE_INFINITE], [0, 1.5, INF, -INF], [True, ".inf", None, NAN]),
         (bool, [True], [0, "true", None]),
         (str, ["", "é"], [1, None, ["a"], True]),
         (Path, ["a"], [1, None]),
@@ -122,6 +123,7 @@ def checked(command: str, key: str, value: Any) -> None:
         ("learn", "bias.tau", [1], "bias.tau=[1] must be a number"),
         ("learn", "bias.tau", NAN, "bias.tau=nan is no number"),
         ("learn", "bias.tau", INF, "bias.tau=inf must be finite"),
+        ("learn", "bias.tau", ".inf", "bias.tau=.inf must be a number; on the command line infinity is inf"),
         ("learn", "bias.tau", "${oops}", "bias.tau: Interpolation key 'oops' not found"),
         ("learn", "model.hidden", 8, "model.hidden=8 must be a list of whole numbers"),
         ("learn", "model.hidden", ["a"], "model.hidden[0]=a must be a whole number"),
@@ -211,3 +213,10 @@ def test_settings_of_adam(option: dict[str, Any]) -> None:
     name = next(iter(option))
     with pytest.raises(InputError, match=f"^training.{name}="):
         PotentialModule(GMNN(species=["H"], hidden=[2], n_basis=1, n_gauss=2, l_max=0), **option)
+
+
+def test_options_that_may_be_infinite() -> None:
+    cfg = compose("learn", ["experiment=ala2_metadynamics", "training=huber", "bias.bias_factor=inf"])
+    assert cfg.bias.bias_factor == INF
+    cfg = compose("learn", ["experiment=ala2_demo", "training=huber", "training.loss.forces_delta=inf"])
+    assert config.build(cfg, "training.loss").forces_delta == INF

@@ -69,6 +69,9 @@ KEYS: Mapping[str, Any] = {
 }
 """What the keys that no class describes may be, in whichever command has them; defaults are in ``conf``."""
 
+MAY_BE_INFINITE = "may be infinite"
+"""Marks a parameter, ``Annotated[float, MAY_BE_INFINITE]``, to which infinity is a value like others."""
+
 OPTIONAL = ("callbacks", "logger")
 """Keys that may be deleted."""
 
@@ -107,6 +110,8 @@ def mismatch(value: Any, hint: Any, where: str, *, ours: bool = True) -> str | N
         return None
     if isinstance(value, float) and math.isinf(value) and _fits(1.0, hint, ours):
         return f"{where}={shown(value)} must be finite; give a number"
+    if value in (".inf", "-.inf") and _fits(1.0, hint, ours):
+        return f"{where}={value} must be a number; on the command line infinity is {value.replace('.', '')}"
     # the first item that is wrong is clearer than a whole list or mapping
     if isinstance(value, list | Mapping) and not _is_node(value):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -160,7 +165,7 @@ def _fits(value: Any, hint: Any, ours: bool, *, inside: bool = False) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, option, ours, inside=inside) for option in arguments)
     if origin is Annotated:
-        return _fits(value, arguments[0], ours, inside=inside)
+        return _fits(value, arguments[0], ours, inside=inside or MAY_BE_INFINITE in arguments[1:])
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in arguments)
     if hint in (None, NoneType):

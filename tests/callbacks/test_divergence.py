@@ -25,7 +25,7 @@ def fit(fitted: PotentialModule, data: Any, **options: Any) -> None:
 @pytest.mark.parametrize("every", [1, 3])
 def test_infinite_rates(every: int) -> None:
     """Noticed by the first validation or, where there is none yet, by the training loss."""
-    rates = LearningRates(readout=1e30, representation=1e30)
+    rates = LearningRates(readout=1e6, representation=1e6)
     with pytest.raises(FitDivergedError, match=r"the fit diverged in epoch [01] .*lower training\.learning_rates"):
         fit(module(learning_rates=rates), datamodule(), check_val_every_n_epoch=every)
 

@@ -290,6 +290,8 @@ def test_predictions_can_be_returned() -> None:
 
 
 @pytest.mark.parametrize("name", ["readout", "representation", "shift", "scale"])
-def test_negative_learning_rates(name: str) -> None:
-    with pytest.raises(InputError, match=rf"training\.learning_rates\.{name}=-0\.1 must not be negative"):
+def test_learning_rates_out_of_range(name: str) -> None:
+    with pytest.raises(InputError, match=rf"training\.learning_rates\.{name}=-0\.1 must be a number from 0"):
         LearningRates(**{name: -0.1})
+    with pytest.raises(InputError, match=r"1e\+300 must be a number from 0 to 1e\+06"):
+        LearningRates(**{name: 1e300})

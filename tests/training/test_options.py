@@ -218,7 +218,7 @@ def test_sam_logs_the_loss_where_the_weights_are() -> None:
 
 
 def test_bad_sam() -> None:
-    with pytest.raises(InputError, match=r"training\.sam_radius=-0\.1 must not be negative"):
+    with pytest.raises(InputError, match=r"training\.sam_radius=-0\.1 must be a number from 0"):
         module(sam_radius=-0.1)
     with pytest.raises(InputError, match=r"needs trainer\.accumulate_grad_batches=1"):
         trainer(accumulate_grad_batches=2).fit(module(sam_radius=0.1), datamodule())

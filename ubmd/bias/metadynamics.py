@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, WalkerPotential
 from ubmd.observables.variables import CollectiveVariables, variable_derivatives
+from ubmd.schema import MAY_BE_INFINITE
 from ubmd.uncertainty.base import Uncertainty
 from ubmd.units import KB
 
@@ -64,7 +66,7 @@ class Metadynamics(nn.Module):
         temperature: of the walkers, K.
         height: of the first hill, eV.
         stride: evaluations of a walker between hills.
-        bias_factor: gamma, above 1; infinite for hills of equal height.
+        bias_factor: gamma, above 1; infinite (``inf``, in a YAML file ``.inf``) for hills of equal height.
         capacity: number of hills that a walker can hold.
         shared: hills count for all walkers of the batch, which then converge together (Raiteri et al., J. Phys.
             Chem. B 110, 3533 (2006)). Each holds all hills, so the capacity is that of all walkers; they must
@@ -86,7 +88,7 @@ class Metadynamics(nn.Module):
         temperature: float = 300.0,
         height: float = 0.05,
         stride: int = 50,
-        bias_factor: float = 10.0,
+        bias_factor: Annotated[float, MAY_BE_INFINITE] = 10.0,
         capacity: int = 1000,
         shared: bool = False,
     ):
@@ -100,7 +102,7 @@ class Metadynamics(nn.Module):
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"bias.{name} must be one positive number, got {value}")
         if not bias_factor > 1:
-            raise InputError(f"bias.bias_factor must exceed 1 (.inf for hills of equal height), got {bias_factor}")
+            raise InputError(f"bias.bias_factor must exceed 1 (inf for hills of equal height), got {bias_factor}")
         self.base = potential if uncertainty is None else BiasedPotential(potential, uncertainty, tau=0.0)  # pyright: ignore[reportArgumentType]
         self.variables = nn.ModuleList(variables)
         each = list(variables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
+from ubmd.schema import MAY_BE_INFINITE
 
 __all__ = ["HuberLoss", "Loss", "SquaredLoss", "virial_triangle"]
 
@@ -77,8 +78,8 @@ class HuberLoss:
     """:class:`SquaredLoss` that grows linearly where an error exceeds a limit (Huber 1964).
 
     The square of an error e becomes d (2 |e| - d) beyond the limit d, with continuous value and slope. Few
-    structures with large forces or bad labels then weigh less; with infinite limits it is
-    :class:`SquaredLoss`. As a configuration, ``training=huber``::
+    structures with large forces or bad labels then weigh less; with infinite limits (``inf``, in a YAML file
+    ``.inf``) it is :class:`SquaredLoss`. As a configuration, ``training=huber``::
 
         training:
           loss: {_target_: ubmd.training.loss.HuberLoss, energy_delta: 0.01, forces_delta: 0.1, stress_delta: 0.001}
@@ -98,9 +99,9 @@ class HuberLoss:
     energy: float = 1.0
     forces: float = 4.0
     stress: float = 0.0
-    energy_delta: float = 0.01
-    forces_delta: float = 0.1
-    stress_delta: float = 0.001
+    energy_delta: Annotated[float, MAY_BE_INFINITE] = 0.01
+    forces_delta: Annotated[float, MAY_BE_INFINITE] = 0.1
+    stress_delta: Annotated[float, MAY_BE_INFINITE] = 0.001
 
     def __post_init__(self) -> None:
         _check_weights(self.energy, self.forces, self.stress)

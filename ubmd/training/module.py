@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,10 @@ from ubmd.units import MPA
 __all__ = ["LearningRates", "PotentialModule"]
 
 
+HIGHEST_RATE = 1e6
+"""A fit diverges long before; far above it, Adam's steps are no numbers of float32."""
+
+
 @dataclass(frozen=True)
 class LearningRates:
     """Initial learning rates of the four groups of parameters; all decay linearly to zero.
@@ -45,9 +48,9 @@ class LearningRates:
 
     def __post_init__(self) -> None:
         for name in ("readout", "representation", "shift", "scale"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= getattr(self, name) <= HIGHEST_RATE:
                 raise InputError(
-                    f"training.learning_rates.{name}={getattr(self, name)} must not be negative, nan or inf"
+                    f"training.learning_rates.{name}={getattr(self, name)} must be a number from 0 to {HIGHEST_RATE:g}"
                 )
 
 
@@ -85,12 +88,12 @@ class PotentialModule(LightningModule):
         start: str | None = None,
     ):
         super().__init__()
-        if not 0 <= sam_radius < math.inf:
-            raise InputError(f"training.sam_radius={sam_radius} must not be negative; 0 is off")
+        if not 0 <= sam_radius <= 100:
+            raise InputError(f"training.sam_radius={sam_radius} must be a number from 0, which is off, to 100")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise InputError(f"training.betas={list(betas)} must be two numbers, at least 0 and below 1")
-        if not 0 < eps < math.inf:
-            raise InputError(f"training.eps={eps} must be a positive number")
+        if not 0 < eps <= 1:
+            raise InputError(f"training.eps={eps} must be a positive number, at most 1")
         if sam_radius and model.n_members > 1:
             # one step to the worst neighbour of all parameters together would tie the members to each other
             raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
