@@ -55,6 +55,8 @@ KEYS: Mapping[str, Any] = {
     "size": Mapping,
     "model": Node,
     "training": Node,
+    "optimizer": Node,
+    "scheduler": Node,
     "trainer": Node,
     "data": Node,
     "uncertainty": Node,

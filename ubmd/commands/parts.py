@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ubmd.config import build, plain
 from ubmd.errors import InputError
 from ubmd.rounds.fit import Fitting
 from ubmd.rounds.run import Calibration, Potentials
+from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.checkpoint import check_parts
 
 __all__ = ["checked_dtype", "checked_seed", "fitting", "potentials"]
@@ -54,6 +55,11 @@ def _callbacks(cfg: DictConfig) -> list[Callback]:
     return [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
 
 
+def _training(cfg: DictConfig) -> Callable[..., PotentialModule]:
+    """Makes the training module of a model, with the optimizer and the scheduler that are chosen."""
+    return partial(build, cfg, "training", optimizer=build(cfg, "optimizer"), scheduler=build(cfg, "scheduler"))
+
+
 def potentials(cfg: DictConfig, species: Sequence[str]) -> Potentials:
     """How ``cfg`` says that potentials of some species are made.
 
@@ -65,7 +71,7 @@ def potentials(cfg: DictConfig, species: Sequence[str]) -> Potentials:
         check_parts(plain(cfg[part]), part)
     return Potentials(
         model=partial(build, cfg, "model"),
-        training=partial(build, cfg, "training"),
+        training=_training(cfg),
         uncertainty=partial(build, cfg, "uncertainty"),
         calibration=Calibration(build(cfg, "calibration.atomic"), build(cfg, "calibration.total")),
         dtype=checked_dtype(cfg),

@@ -27,8 +27,14 @@ _MOVED = {
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the names of classes as they are now."""
-    return {key: _node(value) for key, value in config.items()}
+    """The configuration with the names of classes and keys as they are now."""
+    new = {key: _node(value) for key, value in config.items()}
+    training = new.get("training")
+    if isinstance(training, dict) and "optimizer" not in new:
+        adam = {key: training.pop(key) for key in ("betas", "eps") if key in training}
+        new["optimizer"] = {"_target_": "torch.optim.Adam", "_partial_": True, **adam}
+        new["scheduler"] = {"_target_": "ubmd.training.schedule.LinearDecay", "_partial_": True}
+    return new
 
 
 def _node(node: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from ubmd.data.batch import AtomicBatch
@@ -20,6 +22,7 @@ from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, Prediction
 from ubmd.training.loss import Loss, SquaredLoss, virial_triangle
 from ubmd.training.sam import at_worst_neighbour
+from ubmd.training.schedule import LinearDecay, schedule
 from ubmd.training.start import correct_shift, load_weights
 from ubmd.units import MPA
 
@@ -66,15 +69,15 @@ class PotentialModule(LightningModule):
         model: the model of atomic energies.
         loss: of a mini-batch.
         learning_rates: of the groups of parameters.
-        betas: of Adam.
-        eps: of Adam.
+        optimizer: makes an optimizer of groups of parameters with their learning rates; None: Adam as in the paper.
+        scheduler: makes a scheduler of it (:func:`~ubmd.training.schedule.schedule`); None: linear decay to zero.
         sam_radius: rho of sharpness-aware minimisation, the distance in the space of all parameters at which
             each step's gradient is taken (:mod:`ubmd.training.sam`); a step then costs two. 0: off.
         start: a potential (``model.ckpt``) whose weights to start from; None starts afresh.
 
     Raises:
-        InputError: for ``betas``, an ``eps`` or a ``sam_radius`` out of range, or a ``start`` that does not fit the
-            model.
+        InputError: for an ``optimizer`` or a ``scheduler`` that cannot be, a ``sam_radius`` out of range, or a
+            ``start`` that does not fit the model.
     """
 
     def __init__(
@@ -82,25 +85,24 @@ class PotentialModule(LightningModule):
         model: GMNN,
         loss: Loss | None = None,
         learning_rates: LearningRates | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-7,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         sam_radius: float = 0.0,
         start: str | None = None,
     ):
         super().__init__()
         if not 0 <= sam_radius <= 100:
             raise InputError(f"training.sam_radius={sam_radius} must be a number from 0, which is off, to 100")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise InputError(f"training.betas={list(betas)} must be two numbers, at least 0 and below 1")
-        if not 0 < eps <= 1:
-            raise InputError(f"training.eps={eps} must be a positive number, at most 1")
         if sam_radius and model.n_members > 1:
             # one step to the worst neighbour of all parameters together would tie the members to each other
             raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
         self.potential = Potential(model)
         self.loss: Loss = loss or SquaredLoss()
         self.learning_rates = learning_rates or LearningRates()
-        self.betas, self.eps = (float(betas[0]), float(betas[1])), eps
+        self._make_optimizer = optimizer or partial(torch.optim.Adam, eps=1e-7)
+        self._make_scheduler = scheduler or LinearDecay
+        # refused now rather than when the data are ready
+        schedule(self._make_scheduler, self._optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}]), 1)
         self.stress = self.loss.stress > 0
         self.sam_radius = sam_radius
         self.started = False
@@ -252,14 +254,20 @@ class PotentialModule(LightningModule):
         self._log_metrics("test")
 
     def configure_optimizers(self) -> Any:
-        """Adam with one learning rate a group of parameters and linear decay over the whole fit."""
+        """The optimizer, with one learning rate a group of parameters, and the scheduler over the whole fit."""
         if self.sam_radius and self.trainer.accumulate_grad_batches != 1:
             raise InputError(
                 f"training.sam_radius={self.sam_radius} needs trainer.accumulate_grad_batches=1; use larger batches"
             )
         rates = asdict(self.learning_rates)
         groups = [{"params": p, "lr": rates[name]} for name, p in self.model.parameter_groups().items()]
-        optimizer = torch.optim.Adam(groups, betas=self.betas, eps=self.eps)
+        optimizer = self._optimizer(groups)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0.0))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        scheduler = schedule(self._make_scheduler, optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        try:
+            return self._make_optimizer(groups)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer: {error}") from error
