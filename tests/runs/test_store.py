@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
     "seed": 1,
     "bias": {"_target_": "ubmd.bias.biased.BiasedPotential", "tau": 0.25, "species_weights": {"H": 0.0}},
     "system": {"torsions": {}, "species": None},
-    "training": {"eps": 1e-7, "betas": [0.9, 0.999]},
+    "training": {"start": 1e-7, "weights": [0.9, 0.999]},
     "logger": {"csv": {"name": "csv"}},
 }
 
@@ -88,7 +88,7 @@ def test_the_same_configuration_continues(store: RoundStore) -> None:
         ("seed", 2, ["seed=1", "now it is 2"]),
         ("bias.tau", 0.5, ["bias.tau=0.25", "now it is 0.5"]),
         ("bias.species_weights.H", 0.1, ["bias.species_weights.H=0.0", "now it is 0.1"]),
-        ("training.betas", [0.9, 0.99], ["training.betas=[0.9, 0.999]", "[0.9, 0.99]"]),
+        ("training.weights", [0.9, 0.99], ["training.weights=[0.9, 0.999]", "[0.9, 0.99]"]),
         ("system.torsions.phi", [4, 6, 8, 14], ["system.torsions.phi=None", "[4, 6, 8, 14]"]),
         ("bias.rescale", True, ["bias.rescale=None", "now it is True"]),
     ],
