@@ -30,8 +30,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the names of classes and keys as they are now."""
     new = {key: _node(value) for key, value in config.items()}
     training = new.get("training")
-    if isinstance(training, dict) and "optimizer" not in new:
-        adam = {key: training.pop(key) for key in ("betas", "eps") if key in training}
+    if isinstance(training, dict) and {"betas", "eps"} <= training.keys():
+        adam = {key: training.pop(key) for key in ("betas", "eps")}
         new["optimizer"] = {"_target_": "torch.optim.Adam", "_partial_": True, **adam}
         new["scheduler"] = {"_target_": "ubmd.training.schedule.LinearDecay", "_partial_": True}
     return new
