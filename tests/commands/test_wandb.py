@@ -97,6 +97,7 @@ def test_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("wandb.login", lambda **_: True)
     check_loggers(run_config(tmp_path))  # offline
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(InputError, match=r"needs a key of its own \(there is none\); set WANDB_API_KEY"):
@@ -114,13 +115,68 @@ def test_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check_loggers(run_config(tmp_path))
 
 
-def test_a_run_that_wandb_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(**_: Any) -> None:
-        raise CommError("it timed out\nand so on")
+@pytest.mark.parametrize("error", [CommError("no such host\nand so on"), ConnectionResetError("no such host")])
+def test_a_server_that_is_not_there(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr("wandb.login", Refusal(error))
+    check_loggers(run_config(tmp_path))  # offline
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(InputError, match=r"cannot be used \(no such host\); set WANDB_MODE=offline"):
+        check_loggers(run_config(tmp_path))
 
-    monkeypatch.setattr("wandb.init", refuses)
+
+def test_a_mode_that_wandb_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(InputError, match="WANDB_MODE=onlin is none of online, offline"):
+        check_loggers(run_config(tmp_path))
+
+
+class Refusal:
+    """Raises an error, whatever it is asked."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [CommError("it timed out\nand so on"), PermissionError("it timed out")])
+def test_a_run_that_wandb_refuses(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wandb.init", Refusal(error))
     with pytest.raises(InputError, match=r"wandb cannot start its run \(it timed out\); .* WANDB_MODE=offline"):
         open_loggers(run_config(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("error", [CommError("gone"), ConnectionResetError("gone")])
+def test_what_wandb_cannot_take_stops_no_run(
+    error: Exception,
+    tmp_path: Path,
+    results: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("wandb.init", StandInRun)
+    (logger,) = open_loggers(run_config(tmp_path), tmp_path)
+    for name in ("log", "log_artifact", "define_metric"):
+        monkeypatch.setattr(logger.experiment, name, Refusal(error))
+    monkeypatch.setattr(logger.experiment.config, "update", Refusal(error))
+    monkeypatch.setattr("wandb.finish", Refusal(error))
+    logger.log_metrics({"al/round": 1.0})
+    logger.log_metrics({"al/round": 2.0}, step=3)
+    logger.log_hyperparams({"a": 1})
+    log_results([logger], **results)
+    close_loggers([logger])
+    (line,) = caplog.messages
+    assert "(gone); the run goes on" in line
+
+
+def test_other_errors_are_not_taken_for_those_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wandb.init", StandInRun)
+    (logger,) = open_loggers(run_config(tmp_path), tmp_path)
+    monkeypatch.setattr(logger.experiment, "log", Refusal(KeyError("a")))
+    with pytest.raises(KeyError):
+        logger.log_metrics({"al/round": 1.0})
 
 
 @pytest.mark.slow

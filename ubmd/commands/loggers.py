@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ubmd.config import first_line, plain
 from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.provenance import provenance
+from ubmd.rounds.wandb_logger import SteadyWandbLogger, of_wandb
 from ubmd.secrecy import hidden
 
 __all__ = ["check_loggers", "close_loggers", "open_loggers", "wandb_id"]
@@ -24,15 +25,39 @@ __all__ = ["check_loggers", "close_loggers", "open_loggers", "wandb_id"]
 log = logging.getLogger(__name__)
 
 
+MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")
+"""What wandb takes as ``WANDB_MODE``."""
+
+
 def check_loggers(cfg: DictConfig) -> None:
-    """Refuse, before any work, to log online to wandb without a key for it; wandb would ask for one.
+    """Refuse, before any work, to log online to wandb where that will not do.
 
     Raises:
-        InputError: there is no key, or none of the right form.
+        InputError: ``WANDB_MODE`` is misspelt; there is no key, for which wandb would ask, or none of the right form;
+            or wandb does not know the key or does not answer within ten seconds (``WANDB_HTTP_TIMEOUT``), where it
+            would try for minutes.
     """
     nodes = [node for node in (cfg.get("logger") or {}).values() if node._target_.endswith("WandbLogger")]
-    if any(not node.get("offline") for node in nodes) and os.environ.get("WANDB_MODE") != "disabled":
+    mode = os.environ.get("WANDB_MODE")
+    if nodes and mode and mode not in MODES:
+        raise InputError(f"WANDB_MODE={mode} is none of {', '.join(MODES)}; set one of them, or choose logger=csv")
+    if any(not node.get("offline") for node in nodes) and mode != "disabled":
         check_wandb_key()
+        _check_reachable()
+
+
+def _check_reachable() -> None:
+    import wandb
+
+    try:
+        wandb.login(verify=True)
+    except Exception as error:
+        if not of_wandb(error):
+            raise
+        raise InputError(
+            f"wandb online cannot be used ({first_line(error).rstrip('.')}); set WANDB_MODE=offline, and `wandb sync` "
+            "the run folder later, or choose logger=csv"
+        ) from error
 
 
 def check_wandb_key() -> None:
@@ -57,7 +82,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder.
 
     Raises:
-        InputError: wandb cannot be reached, or refuses the run. What fails later wandb tries again by itself.
+        InputError: wandb cannot be reached, refuses the run or cannot write its files. What fails later stops no run.
     """
     out: list[Logger] = []
     for config in (cfg.get("logger") or {}).values():
@@ -78,13 +103,13 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     return out
 
 
-def _start(logger: WandbLogger) -> None:
+def _start(logger: SteadyWandbLogger) -> None:
     """Has wandb begin its run."""
-    from wandb.errors import Error
-
     try:
         _ = logger.experiment
-    except Error as error:
+    except Exception as error:
+        if not of_wandb(error):
+            raise
         raise InputError(
             f"wandb cannot start its run ({first_line(error)}); start the same command again with WANDB_MODE=offline, "
             "and `wandb sync` the run folder later, or with logger=csv"
@@ -107,7 +132,8 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
     """Writes what is still to be written; wandb's run ends."""
     for logger in loggers:
         logger.finalize("success")
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, SteadyWandbLogger):
             import wandb
 
-            wandb.finish()
+            with logger.tolerated():
+                wandb.finish()

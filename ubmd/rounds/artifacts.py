@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
+
+from ubmd.rounds.wandb_logger import SteadyWandbLogger
 
 __all__ = ["log_results"]
 
@@ -22,14 +24,18 @@ def log_results(loggers: Sequence[Logger], *, figures: Path, potential: Path, da
         dataset: labelled structures, if they are the run's own.
     """
     for logger in loggers:
-        if not isinstance(logger, WandbLogger):
-            continue
-        import wandb
+        if isinstance(logger, SteadyWandbLogger):
+            with logger.tolerated():
+                _log_results(logger, figures, {"model": potential, "dataset": dataset})
 
-        for file in sorted(figures.glob("*.png")):
-            logger.log_image(f"figures/{file.stem}", [str(file)])
-        for kind, path in (("model", potential), ("dataset", dataset)):
-            if path is not None:
-                artifact = wandb.Artifact(f"{kind}-{logger.experiment.id}", type=kind)
-                artifact.add_file(str(path))
-                logger.experiment.log_artifact(artifact)
+
+def _log_results(logger: SteadyWandbLogger, figures: Path, files: Mapping[str, Path | None]) -> None:
+    import wandb
+
+    for file in sorted(figures.glob("*.png")):
+        logger.log_image(f"figures/{file.stem}", [str(file)])
+    for kind, path in files.items():
+        if path is not None:
+            artifact = wandb.Artifact(f"{kind}-{logger.experiment.id}", type=kind)
+            artifact.add_file(str(path))
+            logger.experiment.log_artifact(artifact)
