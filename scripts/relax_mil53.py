@@ -18,7 +18,6 @@ from ase import Atoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
-from ubmd.analysis.volumes import cell_volumes
 from ubmd.data.io import write_structures
 from ubmd.reference.labelling import label_structures
 from ubmd.reference.store import LabelStore
@@ -52,7 +51,7 @@ def main(folder: Path) -> None:
     closed = path[-1].copy()
     closed.rattle(0.03, seed=1)
     path.append(relax(closed, constant_volume=False))
-    path.sort(key=lambda atoms: float(cell_volumes(atoms.cell)))
+    path.sort(key=lambda atoms: float(atoms.get_volume()))
     for atoms in path:
         # labels belong to the coordinates as the file holds them
         atoms.positions = atoms.positions.round(8)

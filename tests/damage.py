@@ -20,7 +20,7 @@ TINY = (
     *("logger=csv", "~logger.csv", "threads=1", "data.batch_size=4", "labelling.max_force=50", "bias.window=10"),
     *("system.n_initial=4", "learning.batch_size=3", "learning.max_structures=100", "learning.max_rounds=3"),
     *("size=small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8]", "learning.checkpoint_epochs=4"),
-    *("uncertainty.features.n_projections=8"),
+    "uncertainty.features.n_projections=8",
     *("trainer.max_epochs=-1", "trainer.max_steps=30", "trainer.check_val_every_n_epoch=3"),
     *("dynamics.n_walkers=2", "dynamics.frame_interval=5", "dynamics.checkpoint_interval=10"),
     *("dynamics.stopping.max_steps=40", "dynamics.stopping.uncertainty_threshold=1000", "dynamics.integrator.dt=0.5"),

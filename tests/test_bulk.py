@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from ubmd.analysis.volumes import cell_volumes
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled, read_structures, write_structures
 from ubmd.data.perturb import perturb
@@ -39,7 +38,14 @@ TINY = [
     "data.test.sample.n_structures=10",
 ]
 
+STATES = ["+system.states.small.volume=[0,363]", "+system.states.big.volume=[364,inf]"]
+
 COPPER = ["system=copper", "reference.calculator._target_=ase.calculators.emt.EMT"]
+
+
+def volumes(cells: np.ndarray) -> np.ndarray:
+    """Of cells [n, 3, 3] Å, in Å³."""
+    return np.abs(np.linalg.det(cells))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         patch.setenv("UBMD_RUNS", str(root / "runs"))
         patch.setenv("UBMD_CACHE", str(root / "cache"))
         patch.setenv("WANDB_MODE", "offline")
-        assert cli.main(["learn", *TINY, "+system.phases.small=[0,363]", "+system.phases.big=[364,inf]"]) == 0
+        assert cli.main(["learn", *TINY, *STATES]) == 0
     (run,) = (root / "runs" / "bulk_demo").iterdir()
     return run, root / "cache"
 
@@ -63,7 +69,7 @@ def test_metrics_of_a_crystal(folders: tuple[Path, Path]) -> None:
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8, 12]
     assert all(row["stress_rmse_mpa"] > 0 for row in rows)
     found = [read_trajectory(folders[0] / "rounds" / f"{index:03d}" / "trajectory.h5") for index in (0, 1)]
-    explored = np.concatenate([cell_volumes(e.cell) for e in found])
+    explored = np.concatenate([volumes(e.cell) for e in found])
     labelled = np.array([a.get_volume() for a in read_labelled(folders[0] / "dataset.extxyz")])
     # what is labelled counts as explored
     assert rows[-1]["volume_min_ang3"] == pytest.approx(min(explored.min(), labelled.min()))
@@ -89,7 +95,7 @@ def test_structures_are_strained_and_their_stress_is_the_references(folders: tup
 def test_figures_of_a_crystal(folders: tuple[Path, Path]) -> None:
     assert {f.name for f in (folders[0] / "figures").iterdir()} == {
         *("learning_curves.png", "calibration.png", "error_by_volume.png"),
-        *("volumes.png", "volume_series.png", "cell_parameters.png"),
+        *("volume.png", "volume_series.png", "cell_parameters.png"),
     }
 
 
@@ -130,7 +136,7 @@ def test_start_from_structures_of_ones_own(
     assert len(LabelStore(run / "labels.db")) == 1 + 2 + 4, "of those with labels, one is computed to compare"
     assert not (tmp_path / "cache" / "relaxed").exists(), "what no walker starts from need not be relaxed"
     found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
-    nearest = [cell_volumes(found.cell[(found.walker == w) & (found.step == 5)])[0] for w in range(4)]
+    nearest = [volumes(found.cell[(found.walker == w) & (found.step == 5)])[0] for w in range(4)]
     np.testing.assert_allclose(nearest, [a.get_volume() for a in first[:4]], rtol=0.01)
 
 
@@ -172,7 +178,7 @@ def test_refused_before_anything_is_labelled(
 def test_cache_may_move(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBMD_RUNS", str(folders[0].parent.parent))
     monkeypatch.setenv("UBMD_CACHE", str(tmp_path))
-    assert cli.main(["learn", *TINY, "+system.phases.small=[0,363]", "+system.phases.big=[364,inf]"]) == 0
+    assert cli.main(["learn", *TINY, *STATES]) == 0
 
 
 def test_labels_without_stress_are_refused_beforehand(
@@ -210,4 +216,4 @@ def test_experiments_on_mil53(experiment: str, own: list[str], tmp_path: Path, m
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8]
     assert 650 < rows[0]["volume_min_ang3"] < rows[0]["volume_max_ang3"] < 950
     found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")
-    assert len(np.unique(cell_volumes(found.cell))) == found.n_frames
+    assert len(np.unique(volumes(found.cell))) == found.n_frames

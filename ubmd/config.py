@@ -148,7 +148,8 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
 def build(cfg: DictConfig, key: str, **given: Any) -> Any:
     """What a part of the configuration describes, e.g. ``build(cfg, "calibration.atomic")``.
 
-    What is completed later (``_partial_``) is completed by `given`, if any; else that replaces options.
+    What is completed later (``_partial_``) is completed by `given`, if any; else that replaces options. Lists and
+    mappings reach the classes as plain ones.
 
     Raises InputError for a part that is absent and for a value that its class refuses, with the key as users type it.
     """
@@ -157,8 +158,8 @@ def build(cfg: DictConfig, key: str, **given: Any) -> Any:
         raise InputError(f"{key} is not chosen; leave it at its default or give {key}=OPTION")
     try:
         if isinstance(node, DictConfig) and not node.get("_partial_"):
-            return instantiate(node, **given)
-        made = instantiate(node)
+            return instantiate(node, _convert_="all", **given)
+        made = instantiate(node, _convert_="all")
         return made(**given) if given else made
     except (InstantiationException, *_OF_VALUES, RuntimeError) as error:
         cause: BaseException | None = error

@@ -282,7 +282,7 @@ dynamics.integrator.temperature=300 executor=processes executor.workers=2 thread
 system.n_initial=4 system.displacement=0.1 system.species=[H,C,N,O] dtype=float64 reference=ase
 reference.calculator._target_=ase.calculators.emt.EMT labelling.max_force=50 data.test=null
 calibration.atomic.alpha=0.1 learning.max_rounds=2 learning.warm_start=0.25 training.loss.stress=0.01
-+system.info.charge=1 ~system.torsions callbacks=ema training.learning_rates.readout=0.01 logger=csv
++system.info.charge=1 ~system.variables callbacks=ema training.learning_rates.readout=0.01 logger=csv
 """.split()  # noqa: SIM905
 WORDS = """
 nan inf -1 0 1e400 2.5 abc null true '' [] {} [1,2] {a:1} ??? 1,2 Å ${seed} ${oc.env:HOME} ${nothing}

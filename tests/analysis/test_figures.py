@@ -12,14 +12,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ubmd.analysis.axes import variable_axis
 from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.figures import (
     calibration_scatter,
-    ramachandran,
+    explored_plane,
     save_figure,
-    uncertainty_trace,
 )
 from ubmd.errors import InputError
+from ubmd.observables import Angle, Distance, Torsion
 
 ROUNDS = [
     {"round": r, "n_train": 7 + 7 * r, "n_valid": 1 + r, "energy_rmse_mev_per_atom": 60 / (r + 1),
@@ -70,10 +71,13 @@ def test_learning_curves_without_a_test_set_say_that_errors_are_of_validation():
     ]  # fmt: skip
 
 
-def test_ramachandran_wraps_angles_and_keeps_the_first_round_of_each_cell():
+PLANE = (variable_axis("phi", Torsion([0, 1, 2, 3])), variable_axis("psi", Torsion([1, 2, 3, 4])))
+
+
+def test_plane_wraps_angles_and_keeps_the_first_round_of_each_cell():
     phi = np.radians([10.2, 10.4, 10.6, 200.5, np.nan])
     psi = np.radians([20.5, 20.5, 20.5, -300.5, 0.0])
-    fig = drawn(ramachandran(phi, psi, rounds=[2, 1, 3, 4, 0]))
+    fig = drawn(explored_plane(PLANE, np.stack([phi, psi], 1), rounds=[2, 1, 3, 4, 0]))
     ax, bar = fig.axes
     points = ax.collections[0]
     np.testing.assert_allclose(points.get_offsets(), [[-159.5, 59.5], [10.4, 20.5]], atol=1e-9)
@@ -83,23 +87,36 @@ def test_ramachandran_wraps_angles_and_keeps_the_first_round_of_each_cell():
     assert list(bar.get_yticks()) == [0, 1, 2, 3, 4]
 
 
+def test_plane_of_a_distance_and_an_angle_has_their_ranges():
+    axes = (
+        variable_axis("oh", Distance([0, 1], bounds=(0.8, 1.8))),
+        variable_axis("bend", Angle([0, 1, 2], bounds=(0, 3))),
+    )
+    (ax,) = drawn(explored_plane(axes, [[1.0, 1.5], [9.0, 0.0]])).axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("oh (Å)", "bend (degrees)")
+    assert ax.get_xlim() == (0.8, 1.8)
+    np.testing.assert_allclose(ax.get_ylim(), [0, np.degrees(3)])
+    with pytest.raises(InputError, match="has no range"):
+        explored_plane((axes[0], variable_axis("d", Distance([0, 1]))), [[1.0, 1.0]])
+
+
 @pytest.mark.parametrize(("last", "ticks"), [(0, [0]), (3, [0, 1, 2, 3]), (39, [0, 10, 20, 30])])
-def test_ramachandran_bar_counts_whole_rounds(last: int, ticks: list[int]):
-    bar = drawn(ramachandran([0.0, 1.0], [0.0, 1.0], rounds=[0, last])).axes[1]
+def test_bar_of_the_plane_counts_whole_rounds(last: int, ticks: list[int]):
+    bar = drawn(explored_plane(PLANE, [[0.0, 0.0], [1.0, 1.0]], rounds=[0, last])).axes[1]
     assert list(bar.get_yticks()) == ticks
 
 
-def test_ramachandran_marks_labelled_structures_on_top():
-    fig = drawn(ramachandran([0.1], [0.2], labelled=[[-1.35, 1.211], [1.165, -1.081]]))
+def test_plane_marks_labelled_structures_on_top():
+    fig = drawn(explored_plane(PLANE, [[0.1, 0.2]], labelled=[[-1.35, 1.211], [1.165, -1.081]]))
     (ax,) = fig.axes
     explored, labelled = ax.collections
     np.testing.assert_allclose(labelled.get_offsets(), np.degrees([[-1.35, 1.211], [1.165, -1.081]]))
     assert labelled.get_zorder() > explored.get_zorder()
-    assert len(drawn(ramachandran([], [], rounds=[])).axes) == 2
-    with pytest.raises(InputError, match="psi has shape"):
-        ramachandran([0.1], [0.2, 0.3])
+    assert len(drawn(explored_plane(PLANE, np.empty((0, 2)), rounds=[])).axes) == 2
+    with pytest.raises(InputError, match="points has shape"):
+        explored_plane(PLANE, [0.1])
     with pytest.raises(InputError, match="rounds has shape"):
-        ramachandran([0.1], [0.2], rounds=[0, 1])
+        explored_plane(PLANE, [[0.1, 0.2]], rounds=[0, 1])
 
 
 def test_calibration_counts_every_structure_and_says_how_many_are_covered():
@@ -140,51 +157,23 @@ def test_calibration_with_one_structure_and_without_any():
         calibration_scatter([0.1], [0.1], alpha=1)
 
 
-def test_trace_shows_each_walker_and_where_it_crosses_the_threshold():
-    steps = [np.array([0, 200, 400]), np.array([0, 200])]
-    values = [np.array([0.2, 0.9, 1.6]), np.array([0.3, 0.4])]
-    (ax,) = drawn(uncertainty_trace(steps, values, 1.5)).axes
-    first, crossing, second, none, threshold = ax.lines
-    np.testing.assert_array_equal(first.get_data(), [steps[0], values[0]])
-    np.testing.assert_array_equal(second.get_data(), [steps[1], values[1]])
-    np.testing.assert_array_equal(crossing.get_data(), [[400], [1.6]])
-    assert len(none.get_data()[0]) == 0
-    assert list(threshold.get_data()[1]) == [1.5, 1.5]
-    assert ax.get_ylim()[1] > 1.6
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("MD step", "Max. atomic uncertainty (eV/Å)")
-
-
-@pytest.mark.parametrize("steps", [[0, 2000], np.array([0, 2000]), [[0, 2000]], np.array([[0, 2000]])])
-def test_trace_of_one_walker_in_picoseconds(steps):
-    (ax,) = drawn(uncertainty_trace(steps, [[0.1, 0.2]] if np.ndim(steps) == 2 else [0.1, 0.2], 1.5, timestep=0.5)).axes
-    assert list(ax.lines[0].get_data()[0]) == [0.0, 1.0]
-    assert ax.get_xlabel() == "Time (ps)"
-
-
-def test_trace_refuses_walkers_that_do_not_fit():
-    with pytest.raises(InputError, match="uncertainty has 1 walkers, steps 2"):
-        uncertainty_trace([[0, 1], [0, 1]], [[0.1, 0.2]], 1.5)
-    with pytest.raises(InputError, match="uncertainty has shape"):
-        uncertainty_trace([0, 1], [0.1, 0.2, 0.3], 1.5)
-
-
 def test_saved_figures_are_whole_png_files_of_150_dpi(tmp_path: Path):
-    path = tmp_path / "figures" / "trace.png"
-    fig = uncertainty_trace([0, 1], [0.1, 0.2], 1.5)
+    path = tmp_path / "figures" / "plane.png"
+    fig = explored_plane(PLANE, [[0.1, 0.2]])
     save_figure(fig, path)
     save_figure(fig, path)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.size == tuple(round(150 * inches) for inches in fig.get_size_inches())
-    assert os.listdir(path.parent) == ["trace.png"]
+    assert os.listdir(path.parent) == ["plane.png"]
     with pytest.raises(InputError, match=r"ends in \.png"):
-        save_figure(fig, tmp_path / "trace.pdf")
+        save_figure(fig, tmp_path / "plane.pdf")
 
 
 def test_global_state_of_matplotlib_is_left_alone():
     before = dict(matplotlib.rcParams)
     drawn(learning_curves(ROUNDS))
-    drawn(ramachandran([0.1], [0.2], rounds=[0]))
+    drawn(explored_plane(PLANE, [[0.1, 0.2]], rounds=[0]))
     assert dict(matplotlib.rcParams) == before
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []

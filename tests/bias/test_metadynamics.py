@@ -9,28 +9,31 @@ from ase import Atoms
 from torch import Tensor
 
 from tests.dynamics.walker_toys import Plain, Toy, cluster, gas, walkers
-from ubmd.analysis.torsions import torsion_angles
-from ubmd.bias.metadynamics import Metadynamics
+from ubmd.bias.metadynamics import Metadynamics, hills
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.state import WalkerState, evaluate, initial_state
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Prediction
-from ubmd.observables.variables import CellLengths, CollectiveVariables, Torsions, Volume, variable_derivatives
+from ubmd.observables import CellLength, CollectiveVariable, Coordination, Distance, Structures, Torsion, Volume
 from ubmd.units import KB
 
 KT = KB * 300
 
 
-class Along(CollectiveVariables):
+class Along(CollectiveVariable):
     """The first atom's x coordinate."""
 
-    def __init__(self, width: float):
-        super().__init__([width], [math.inf])
+    def __call__(self, structures: Structures, /) -> Tensor:
+        return structures.positions[:, 0, 0]
 
-    def forward(self, batch: AtomicBatch) -> Tensor:
-        return batch.positions[batch.n_atoms.cumsum(0) - batch.n_atoms, :1]
+
+def free_energy(potential: Metadynamics, memory: Memory, grid: Tensor) -> Tensor:
+    """F(s) = -gamma / (gamma - 1) V(s) of each walker's hills, [walkers, m], up to a constant; grid is [m, d]."""
+    centres, heights = memory["metadynamics_centres"][:, None], memory["metadynamics_heights"][:, None]
+    energy, _ = hills(grid.to(centres), centres, heights, potential.widths, potential.periods)
+    return -energy / (1 - 1 / potential.bias_factor)
 
 
 class Surface:
@@ -81,7 +84,7 @@ def test_recovers_a_double_well() -> None:
     batch = collate([Atoms("C", positions=[[-1, 0, 0]])] * 48, 1.0, dtype=torch.float64)
     start = initial_state(batch, temperature=300.0, seeds=list(range(48)))
     potential = Metadynamics(
-        Surface(energy), variables=[Along(0.12)], height=0.5 * KT, stride=40, bias_factor=6.0, capacity=300
+        Surface(energy), variables={"x": Along(width=0.12)}, height=0.5 * KT, stride=40, bias_factor=6.0, capacity=300
     )
     crossed = torch.zeros(48, dtype=torch.bool)
     state = start
@@ -90,7 +93,7 @@ def test_recovers_a_double_well() -> None:
     assert crossed.all(), "every walker has seen the other well"
     grid = torch.linspace(-1.35, 1.35, 91, dtype=torch.float64)
     expected = height * (grid**2 - 1) ** 2
-    found = potential.free_energy(state.memory, grid[:, None])
+    found = free_energy(potential, state.memory, grid[:, None])
     error = aligned_error(found.mean(0), expected)
     print(f"double well: {error:.3f} kT")
     assert error < 0.5
@@ -110,7 +113,7 @@ def test_recovers_the_free_energy_of_a_torsion() -> None:
 
     chain = Atoms("C4", positions=[[0, 1.5, 0], [0, 0, 0], [1.5, 0, 0], [1.5, 0.6, 1.37]])
     batch = collate([chain] * 32, 1.0, dtype=torch.float64)
-    variable = Torsions({"phi": [0, 1, 2, 3]}, width=0.3)
+    variable = Torsion([0, 1, 2, 3], width=0.3)
 
     def energy(r: Tensor) -> Tensor:
         bond, next_bond, last = r[:, 1] - r[:, 0], r[:, 2] - r[:, 1], r[:, 3] - r[:, 2]
@@ -119,16 +122,16 @@ def test_recovers_the_free_energy_of_a_torsion() -> None:
         return 5.0 * stretch + 0.2 * bend + torsional(dihedral(r))
 
     def dihedral(r: Tensor) -> Tensor:
-        return variable(batch.replace(positions=r.reshape(-1, 3)))[:, 0]
+        return variable(Structures.of_batch(batch.replace(positions=r.reshape(-1, 3))))
 
     start = initial_state(batch, temperature=300.0, seeds=list(range(32)))
     potential = Metadynamics(
-        Surface(energy), variables=[variable], height=0.4 * KT, stride=40, bias_factor=8.0, capacity=150
+        Surface(energy), variables={"phi": variable}, height=0.4 * KT, stride=40, bias_factor=8.0, capacity=150
     )
     *_, state = dynamics(start, potential, 6000, Langevin(dt=2.0, friction=0.01))
     assert (state.memory["metadynamics_count"] == 150).all()
     grid = torch.linspace(-math.pi, math.pi, 73, dtype=torch.float64)
-    found = potential.free_energy(state.memory, grid[:, None])
+    found = free_energy(potential, state.memory, grid[:, None])
     torch.testing.assert_close(found[:, 0], found[:, -1])  # periodic
     error = aligned_error(found.mean(0), torsional(grid))
     print(f"torsion: {error:.3f} kT")
@@ -151,17 +154,23 @@ def skewed(n: int = 3) -> AtomicBatch:
 @pytest.mark.parametrize(
     "variables",
     [
-        [Torsions({"a": [0, 1, 5, 7], "b": [3, 2, 9, 4]})],
+        [Torsion([0, 1, 5, 7]), Torsion([3, 2, 9, 4])],
         [Volume()],
-        [CellLengths([2, 0])],
-        [Volume(), Torsions({"a": [0, 1, 5, 7]})],
+        [CellLength(2), CellLength(0)],
+        [Volume(), Torsion([0, 1, 5, 7])],
+        [Distance([0, 26]), Coordination([5], [0, 9, 13, 26], distance=4.0)],
     ],
 )
-def test_bias_against_finite_differences(variables: list[CollectiveVariables]) -> None:
+def test_bias_against_finite_differences(variables: list[CollectiveVariable]) -> None:
     """Forces and stress of hills around the present place, by displacing atoms and straining the cell."""
     batch = skewed()
     potential = Metadynamics(
-        Plain(Toy(cutoff=3.0, plain=True)), variables=variables, height=0.1, stride=1, bias_factor=5.0, capacity=4
+        Plain(Toy(cutoff=3.0, plain=True)),
+        variables={f"v{k}": variable for k, variable in enumerate(variables)},
+        height=0.1,
+        stride=1,
+        bias_factor=5.0,
+        capacity=4,
     )
     memory = potential(batch).memory
     generator = torch.Generator().manual_seed(0)
@@ -210,26 +219,21 @@ def stress_of(potential: Metadynamics, batch: AtomicBatch, memory: Memory) -> Te
             zero = torch.zeros(batch.n_systems, dtype=torch.float64)
             return Prediction(zero, torch.zeros_like(batch.positions), torch.zeros_like(batch.cell), memory=memory)
 
-    other = Metadynamics(
-        Unstressed(), variables=list(potential.variables), height=0.1, stride=1, bias_factor=5.0, capacity=4
-    )
+    other = Metadynamics(Unstressed(), variables=potential.variables, height=0.1, stride=1, bias_factor=5.0, capacity=4)
     prediction = other(batch, memory, stress=True)
     assert prediction.stress is not None
     return prediction.stress
 
 
-def test_torsions_are_those_of_the_analysis() -> None:
-    batch = collate([cluster(8, seed) for seed in range(20)], 3.0, dtype=torch.float64)
-    indices = [[0, 1, 2, 3], [7, 2, 4, 1]]
-    found, _ = variable_derivatives(batch, [Torsions({"a": indices[0], "b": indices[1]})])
-    expected = torsion_angles(batch.positions.numpy().reshape(20, 8, 3), indices)
-    np.testing.assert_allclose(found.detach(), expected, atol=1e-12)
-
-
 def test_hills_by_hand() -> None:
     """Places, times and heights of the hills of two walkers that are moved by hand."""
     potential = Metadynamics(
-        Surface(lambda r: 0 * r.sum((1, 2))), variables=[Along(0.5)], height=0.2, stride=2, bias_factor=3.0, capacity=2
+        Surface(lambda r: 0 * r.sum((1, 2))),
+        variables={"x": Along(width=0.5)},
+        height=0.2,
+        stride=2,
+        bias_factor=3.0,
+        capacity=2,
     )
     batch = collate([Atoms("C")] * 2, 1.0, dtype=torch.float64)
     memory, hills = None, [[], []]
@@ -253,7 +257,10 @@ def test_hills_by_hand() -> None:
 
 def test_shared_hills_are_the_sum_of_all() -> None:
     """Three walkers moved by hand: each feels all hills, whose heights follow from all hills before."""
-    variables, places = [Along(0.5)], np.array([[0.0, 0.4, -0.3], [0.1, 0.2, 0.5], [0.3, -0.1, 0.2], [0.0, 0.0, 0.0]])
+    variables, places = (
+        {"x": Along(width=0.5)},
+        np.array([[0.0, 0.4, -0.3], [0.1, 0.2, 0.5], [0.3, -0.1, 0.2], [0.0, 0.0, 0.0]]),
+    )
     potential = Metadynamics(
         Surface(lambda r: 0 * r.sum((1, 2))), variables=variables, stride=1, bias_factor=3.0, capacity=6, shared=True
     )
@@ -269,13 +276,13 @@ def test_shared_hills_are_the_sum_of_all() -> None:
             hills += [(x, 0.05 * math.exp(-v / (2 * KT))) for x, v in zip(row, energies, strict=True)]
         hills = hills[:6]  # what fits
     assert memory is not None
-    kept = potential.free_energy({key: value[[1]] for key, value in memory.items()}, torch.zeros(1, 1))
+    kept = free_energy(potential, {key: value[[1]] for key, value in memory.items()}, torch.zeros(1, 1))
     assert kept.item() == pytest.approx(-1.5 * sum(h * math.exp(-(c**2) / 0.5) for c, h in hills))
 
 
 def test_a_lost_walker_spoils_no_shared_hills() -> None:
     potential = Metadynamics(
-        Surface(lambda r: 0 * r.sum((1, 2))), variables=[Along(0.5)], stride=1, capacity=6, shared=True
+        Surface(lambda r: 0 * r.sum((1, 2))), variables={"x": Along(width=0.5)}, stride=1, capacity=6, shared=True
     )
     batch = collate([Atoms("C")] * 2, 1.0, dtype=torch.float64)
     lost = batch.replace(positions=torch.tensor([[0.3, 0, 0], [torch.nan, 0, 0]], dtype=torch.float64))
@@ -291,7 +298,7 @@ def test_beneath_an_uncertainty_it_predicts_that_too() -> None:
     """The Toy predicts uncertainties and a bias of its own; both are kept, and hills come on top."""
     state = walkers([cluster(6, i) for i in range(2)])
     toy = Toy()
-    potential = Metadynamics(toy, variables=[Torsions({"a": [0, 1, 2, 3]})], stride=1)
+    potential = Metadynamics(toy, variables={"a": Torsion([0, 1, 2, 3])}, stride=1)
     memory = potential(state.batch).memory
     memory = potential(state.batch, memory).memory
     biased, plain = potential(state.batch, memory), toy(state.batch)
@@ -304,7 +311,8 @@ def test_beneath_an_uncertainty_it_predicts_that_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variables": []}, "collective variable"),
+        ({"variables": {}}, "collective variable"),
+        ({"variables": {"x": Along()}}, r"bias\.variables\.x\.width is missing"),
         ({"stride": 0}, r"bias\.stride"),
         ({"capacity": 1.5}, r"bias\.capacity"),
         ({"height": 0.0}, r"bias\.height"),
@@ -314,29 +322,23 @@ def test_beneath_an_uncertainty_it_predicts_that_too() -> None:
 )
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Metadynamics(Toy(), **({"variables": [Volume()]} | options))
+        Metadynamics(Toy(), **({"variables": {"volume": Volume()}} | options))
 
 
 def test_variables_that_are_not_there() -> None:
     molecule = collate([cluster(5)], 3.0)
-    for variable in (Volume(), CellLengths()):
+    for variable in (Volume(), CellLength(0)):
         with pytest.raises(InputError, match="periodic"):
-            Metadynamics(Toy(), variables=[variable])(molecule)
+            Metadynamics(Toy(), variables={"v": variable})(molecule)
     with pytest.raises(InputError, match="names atom 5"):
-        Metadynamics(Toy(), variables=[Torsions({"a": [0, 1, 2, 5]})])(molecule)
-    with pytest.raises(InputError, match=r"system\.torsions"):
-        Torsions({})
-    with pytest.raises(InputError, match="four different"):
-        Torsions({"a": [0, 1, 1, 2]})
-    with pytest.raises(InputError, match="axes"):
-        CellLengths([0, 0])
-    with pytest.raises(InputError, match="width"):
-        Volume(0.0)
+        Metadynamics(Toy(), variables={"a": Torsion([0, 1, 2, 5])})(molecule)
+    with pytest.raises(InputError, match="the same number of atoms"):
+        Metadynamics(Toy(), variables={"a": Torsion([0, 1, 2, 3])})(collate([cluster(5), cluster(7)], 3.0))
 
 
 def test_another_memory_is_refused() -> None:
     batch = collate([cluster(5)] * 2, 3.0)
-    variables = [Torsions({"a": [0, 1, 2, 3]})]
+    variables = {"a": Torsion([0, 1, 2, 3])}
     memory = Metadynamics(Toy(), variables=variables, capacity=3)(batch).memory
     with pytest.raises(ValueError, match="other walkers or settings"):
         Metadynamics(Toy(), variables=variables, capacity=4)(batch, memory)

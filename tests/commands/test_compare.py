@@ -350,10 +350,10 @@ def test_wandb_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    from ubmd.analysis.comparison import METRICS
+    from ubmd.analysis.comparison import known_metrics
 
     derived = ("test_coverage", "n_structures", "phase_transitions", "valid_")
-    names = {metric.name for metric in METRICS if not metric.name.startswith(derived)}
+    names = {metric.name for metric in known_metrics([]) if not metric.name.startswith(derived)}
     assert {name for name in names if not name.endswith("_at_equal_steps")} <= set(COLUMNS)
 
 
@@ -406,7 +406,21 @@ def test_volumes_are_explored_too() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
     both = exploration_curves({"one": [[row | {"coverage": 0.5} for row in rows]]})
     assert both is not None
-    assert [ax.get_ylabel() for ax in both.axes] == ["Coverage of CV space", "Volume range (Å³)"]
+    assert [ax.get_ylabel() for ax in both.axes] == ["Coverage of CV space", "volume range (Å³)"]
     found = final_metrics(rows, 250)
     assert found["volume_min_ang3_at_equal_steps"] == pytest.approx(750)
     assert found["volume_max_ang3_at_equal_steps"] == pytest.approx(1200)
+
+
+def test_ranges_of_any_variable_are_compared(tmp_path: Path) -> None:
+    rows = rounds([0.5, 0.4])
+    for row, low, high in zip(rows, (1.0, 0.9), (2.0, 2.5), strict=True):
+        row |= {"md_steps": 100, "oh_min_ang": low, "oh_max_ang": high, "cn_min": 3.0, "cn_max": 4.0}
+    write_run(tmp_path / "a", configuration(0, 0.1), rows)
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    (row,) = csv.DictReader((tmp_path / "comparison" / "table.csv").open())
+    assert float(row["oh_max_ang_at_equal_steps_mean"]) == 2.5
+    assert float(row["cn_min_at_equal_steps_mean"]) == 3.0
+    table = (tmp_path / "comparison" / "table.md").read_text()
+    assert "oh to (Å, at equal steps)" in table
+    assert "cn from (at equal steps)" in table

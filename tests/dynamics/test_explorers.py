@@ -27,7 +27,7 @@ from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import InputError
-from ubmd.observables.variables import Torsions
+from ubmd.observables import Torsion
 
 RULES = StoppingRules(0.1, max_steps=60, min_distance=0.3)
 
@@ -56,7 +56,7 @@ def test_interrupted_exploration_equals_the_uninterrupted_one(tmp_path: Path, wa
         state = walkers([cluster(6, i) for i in range(5)], dtype=dtype, fuse=[10**6] * 3 + [37, 10**6])
         potential = Toy(scale=0.05, drive=0.02, fault=burst)
         if way in ("metadynamics", "shared hills"):
-            torsions = [Torsions({"a": [0, 1, 2, 3]})]
+            torsions = {"a": Torsion([0, 1, 2, 3])}
             potential = Metadynamics(potential, variables=torsions, height=0.1, stride=3, shared="shared" in way)
         return state, potential, STEPS[way], RULES
 

@@ -19,7 +19,7 @@ from ubmd.dynamics.adversarial import AdversarialPotential
 from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.state import initial_state
 from ubmd.models.potential import Memory, WalkerPotential
-from ubmd.observables.variables import CellLengths, Volume
+from ubmd.observables import CellLength, Volume
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def adversarial(parts: Parts) -> WalkerPotential:
 
 
 def metadynamics(parts: Parts) -> WalkerPotential:
-    variables = [Volume(2.0), CellLengths([0, 2], width=0.1)]
+    variables = {"v": Volume(width=2.0), "a": CellLength(0, width=0.1), "c": CellLength(2, width=0.1)}
     return Metadynamics(*parts, variables=variables, height=0.1, stride=1, capacity=6)
 
 

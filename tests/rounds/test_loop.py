@@ -133,7 +133,7 @@ def test_run_folder_holds_what_the_contract_says(uninterrupted: Path) -> None:
         assert read_trajectory(folder / "trajectory.h5").n_frames == 4 * 12
         assert json.loads((folder / "round.json").read_text())["metrics"]["round"] == index
     assert {f.name for f in (uninterrupted / "figures").iterdir()} >= {
-        *("learning_curves.png", "ramachandran.png", "calibration.png")
+        *("learning_curves.png", "phi_psi.png", "calibration.png")
     }
     assert load_potential(uninterrupted / "rounds" / "002" / "model.ckpt").model.cutoff == 5.0
 
@@ -258,11 +258,11 @@ def test_a_round_without_structures_ends_the_run_with_code_3(
         (["dtype=float16"], "float16"),
         (["training.loss.stress=0.1"], "stress"),
         (
-            ["training.loss.stress=0.1", "~system.torsions", "system.structure=${paths.cache}/cell.xyz"],
+            ["training.loss.stress=0.1", "~system.variables", "system.structure=${paths.cache}/cell.xyz"],
             "needs a reference that computes stress, which FF19SB does not",
         ),
         (
-            ["dynamics=npt", "~system.torsions", "system.structure=${paths.cache}/cell.xyz"],
+            ["dynamics=npt", "~system.variables", "system.structure=${paths.cache}/cell.xyz"],
             "training.loss.stress=0.0 leaves untrained the stress",
         ),
         (["dynamics=npt"], "system.structure has pbc=[False, False, False]; choose dynamics=langevin"),

@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
     "name": "test",
     "seed": 1,
     "bias": {"_target_": "ubmd.bias.biased.BiasedPotential", "tau": 0.25, "species_weights": {"H": 0.0}},
-    "system": {"torsions": {}, "species": None},
+    "system": {"variables": {}, "species": None},
     "training": {"start": 1e-7, "weights": [0.9, 0.999]},
     "logger": {"csv": {"name": "csv"}},
 }
@@ -89,7 +89,7 @@ def test_the_same_configuration_continues(store: RoundStore) -> None:
         ("bias.tau", 0.5, ["bias.tau=0.25", "now it is 0.5"]),
         ("bias.species_weights.H", 0.1, ["bias.species_weights.H=0.0", "now it is 0.1"]),
         ("training.weights", [0.9, 0.99], ["training.weights=[0.9, 0.999]", "[0.9, 0.99]"]),
-        ("system.torsions.phi", [4, 6, 8, 14], ["system.torsions.phi=None", "[4, 6, 8, 14]"]),
+        ("system.species", ["C", "H"], ["system.species=None", "['C', 'H']"]),
         ("bias.rescale", True, ["bias.rescale=None", "now it is True"]),
     ],
 )

@@ -55,7 +55,48 @@ def test_classes_have_moved() -> None:
     new = upgraded(old)
     assert new["system"]["_target_"] == "ubmd.systems.system.System"
     assert new["model"] == old["model"]
-    changed = {key for key in differences(old, new) if not key.endswith("._target_")}
+    followed = ("system.torsions", "system.variables")
+    changed = {key for key in differences(old, new) if not key.endswith("._target_") and not key.startswith(followed)}
     moved = {"training.betas", "training.eps", "optimizer.betas", "optimizer.eps"}
     assert changed == moved | {"optimizer._partial_", "scheduler._partial_"}
     assert upgraded(new) == new
+
+
+def test_torsions_and_phases_are_variables_and_states() -> None:
+    new = upgraded(read_config(OLD / "config.yaml"))["system"]
+    assert new["variables"]["psi"] == {"_target_": "ubmd.observables.Torsion", "atoms": [6, 8, 14, 16]}
+    assert not {"torsions", "phases"} & new.keys()
+    system = upgraded({"system": {"torsions": {}, "phases": {"closed": [0, 950]}}})["system"]
+    assert system == {"variables": {}, "states": {"closed": {"volume": [0, 950]}}}
+
+
+PHI, PSI = {"_target_": "Torsion", "atoms": [4, 6, 8, 14]}, {"_target_": "Torsion", "atoms": [6, 8, 14, 16]}
+
+
+@pytest.mark.parametrize("module", ["ubmd.dynamics.variables", "ubmd.observables.variables"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"_target_": "Torsions", "atoms": {"phi": PHI["atoms"], "psi": PSI["atoms"]}, "width": 0.35},
+            {"phi": PHI, "psi": PSI},
+        ),
+        ({"_target_": "Torsions", "atoms": {"phi": PHI["atoms"]}, "width": 0.2}, {"phi": PHI | {"width": 0.2}}),
+        ({"_target_": "Volume", "width": 20.0}, {"volume": {"_target_": "Volume", "width": 20.0}}),
+        (
+            {"_target_": "CellLengths", "axes": [0, 2], "width": 0.2},
+            {
+                "a": {"_target_": "CellLength", "axis": 0, "width": 0.2},
+                "c": {"_target_": "CellLength", "axis": 2, "width": 0.2},
+            },
+        ),
+    ],
+)
+def test_variables_of_metadynamics_have_names(module: str, old: dict, new: dict) -> None:
+    def within(node: dict, package: str) -> dict:
+        return node | {"_target_": f"{package}.{node['_target_']}"}
+
+    expected = {name: within(node, "ubmd.observables") for name, node in new.items()}
+    found = upgraded({"bias": {"stride": 50, "variables": [within(old, module)]}})["bias"]
+    assert found == {"stride": 50, "variables": expected}
+    assert upgraded({"bias": found})["bias"] == found

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
-from ubmd.analysis.volumes import cell_volumes
 from ubmd.errors import InputError
 from ubmd.systems.mil53 import breathing_path, crystal_structure, relaxed_structure
 
@@ -40,7 +39,7 @@ def test_bonds_are_those_of_the_framework(atoms) -> None:
 
 def test_path_leads_from_closed_to_large_pore_over_a_barrier() -> None:
     path = breathing_path()
-    volumes, energies = cell_volumes([a.cell for a in path]), np.array([a.info["REF_energy"] for a in path])
+    volumes, energies = np.array([a.get_volume() for a in path]), np.array([a.info["REF_energy"] for a in path])
     assert (np.diff(volumes) > 0).all()
     assert 700 < volumes[0] < 850
     assert 1400 < volumes[-1] < 1480

@@ -17,7 +17,8 @@ from ase import Atoms
 from ase.io import read, write
 
 from ubmd.errors import InputError
-from ubmd.reference.alanine_dipeptide import PHI, dihedral, initial_structure
+from ubmd.observables import Torsion, values_of
+from ubmd.reference.alanine_dipeptide import PHI, initial_structure
 from ubmd.reference.ff19sb import FF19SB
 from ubmd.systems import sampling
 from ubmd.systems.sampling import cached_test_set, sample_ff19sb
@@ -169,7 +170,7 @@ def test_files_of_others_are_never_replaced(tmp_path, content):
 @pytest.mark.slow
 def test_hot_dynamics_visits_both_signs_of_phi():
     structures = sample_ff19sb(500, duration_ps=300.0, seed=0)
-    phi = np.array([dihedral(a.positions, PHI) for a in structures])
+    phi = values_of({"phi": Torsion(PHI)}, structures)["phi"]
     assert 0.02 < (phi > 0).mean() < 0.6
 
 

@@ -11,6 +11,7 @@ from ase.constraints import FixAtoms, FixBondLength
 
 from ubmd.data.io import write_structures
 from ubmd.errors import InputError
+from ubmd.observables import Distance, Torsion, Volume, values_of
 from ubmd.systems.system import System
 
 
@@ -34,10 +35,12 @@ def test_periodic(pbc: Any, periodic: bool) -> None:
     assert System(atoms).periodic is periodic
 
 
-def test_torsions() -> None:
-    system = System(molecule("CH3CH2OH"), torsions={"phi": [0, 1, 2, 3], "psi": [1, 2, 3, 8]})
-    assert system.torsion_indices.tolist() == [[0, 1, 2, 3], [1, 2, 3, 8]]
-    assert System(molecule("H2O")).torsion_indices.shape == (0, 4)
+def test_a_crystal_has_a_volume() -> None:
+    crystal = bulk("Cu", cubic=True)
+    own = {"d": Distance([0, 1])}
+    assert System(crystal, variables=own).variables == {"volume": Volume(n_atoms=4), **own}
+    assert System(crystal, variables={"volume": Volume(width=5.0)}).variables == {"volume": Volume(width=5.0)}
+    assert System(molecule("H2O"), variables=own).variables == own
 
 
 def test_initial_structures_are_perturbed() -> None:
@@ -64,9 +67,9 @@ def nan() -> Atoms:
         ({"displacement": -0.1}, r"displacement=-0\.1 must be from 0 to 10"),
         ({"strain": -0.1}, r"strain=-0\.1 must be at least 0"),
         ({"species": ["H"]}, r"system\.structure contains O, which is not in system\.species=\['H'\]; add it"),
-        ({"torsions": {"phi": [0, 1, 2]}}, r"system\.torsions\.phi=\[0, 1, 2\] must be four .* from 0 to 2"),
-        ({"torsions": {"phi": [0, 1, 2, 3]}}, r"system\.torsions\.phi=\[0, 1, 2, 3\] .* from 0 to 2"),
-        ({"torsions": {"phi": [-1, 0, 1, 2]}}, r"system\.torsions\.phi=\[-1, 0, 1, 2\] .* from 0 to 2"),
+        ({"variables": {"phi": Torsion([0, 1, 2, 3])}}, r"system\.variables\.phi: a Torsion names atom 3, .* 0 to 2"),
+        ({"variables": {"v": Volume()}}, r"system\.variables\.v: a Volume needs .* periodic in three"),
+        ({"variables": {"a-b": Distance([0, 1])}}, r"system\.variables\.a-b must be named by letters"),
         ({"structure": nan()}, r"system\.structure has a position that is not a number at atom 2"),
         ({"structure": Atoms()}, r"system\.structure has no atoms"),
         ({"structure": "nowhere.xyz"}, r"structure file nowhere\.xyz does not exist"),
@@ -83,11 +86,11 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         {"strain": 0.01, "structure": molecule("H2O")},
         {"strain": 0.6},
         {"displacement": float("nan")},
-        {"torsions": {"phi": [0, 1, 2, 2]}},
+        {"variables": {"phi": Torsion([0, 1, 2, 9])}},
         {"species": ["Cu", "Cu"]},
         {"species": ["Cu", "Xx"]},
     ],
-    ids=["strain of a molecule", "strain", "displacement", "torsion", "species twice", "no species"],
+    ids=["strain of a molecule", "strain", "displacement", "variable", "species twice", "no species"],
 )
 def test_more_bad_input(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))}"):
@@ -129,7 +132,7 @@ def test_initial_structures_are_drawn_where_there_are_more() -> None:
 def test_volumes_of_supercells_count_per_atom() -> None:
     system = System(bulk("Cu", cubic=True), initial=cubes(40.0, 60.0, 44.0, repeat=2), max_volume=50.0)
     assert system.n_start == 2
-    assert system.volume_scale(8) == 0.5
+    assert values_of(system.variables, system.given)["volume"] == pytest.approx([40.0, 44.0])
 
 
 def held(atoms: Atoms, *fixed: int) -> Atoms:
@@ -212,13 +215,12 @@ def test_constraints_that_a_run_cannot_keep(options: dict[str, Any], message: st
         ({"initial": [*cubes(40.0), bulk("Al", cubic=True)]}, r"system\.initial contains Al"),
         ({"initial": [*cubes(40.0), *cubes(40.0, repeat=2)]}, r"structure 1 of system\.initial is of other atoms"),
         ({"initial": [Atoms("Cu")] * 2}, r"structure 0 of system\.initial .* periodic along other directions"),
-        ({"phases": {"small": [50, 40]}}, r"system\.phases\.small=\[50, 40\] must be two volumes"),
-        ({"phases": {"small": [1]}}, r"system\.phases\.small=\[1\] must be two volumes"),
-        ({"phases": {"b": [40, 60], "a": [0, 50]}}, r"system\.phases\.b=\[40, 60\] overlaps a"),
-        ({"phases": {"a": [0, 50]}, "structure": molecule("H2O")}, r"system\.phases.* needs .* periodic"),
+        ({"states": {"a": {"volume": [50, 40]}}}, r"system\.states\.a\.volume=\[50, 40\] must be two numbers"),
+        ({"states": {"a": {"volume": [1]}}}, r"system\.states\.a\.volume=\[1\] must be two numbers"),
+        ({"states": {"a": {"volume": [0, 50]}}, "structure": molecule("H2O")}, r"states\.a\.volume is of no variable"),
         ({"max_volume": 50.0, "structure": molecule("H2O")}, r"system\.max_volume=50\.0 needs .* periodic"),
     ],
 )
-def test_bad_phases_and_initial_structures(options: dict[str, Any], message: str) -> None:
+def test_bad_states_and_initial_structures(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         System(**({"structure": bulk("Cu", cubic=True)} | options))

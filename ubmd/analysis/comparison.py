@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ubmd.observables.columns import range_columns
 from ubmd.runs.continuation import MAY_DIFFER
 
 __all__ = [
-    "METRICS",
     "Comparison",
     "Metric",
     "RunResult",
     "Setting",
     "compare_runs",
     "explored_against_steps",
+    "explored_columns",
     "final_metrics",
     "is_finished",
     "is_tested",
+    "known_metrics",
     "mean_and_deviation",
 ]
 
@@ -93,11 +95,11 @@ class Metric:
     decimals: int
 
 
-METRICS: tuple[Metric, ...] = (
+_COVERAGE = (
     Metric("coverage", "CV space cov.", "", 2),
     Metric("coverage_at_equal_steps", "CV space cov.", "at equal steps", 2),
-    Metric("volume_min_ang3_at_equal_steps", "Volume from", "Å³, at equal steps", 0),
-    Metric("volume_max_ang3_at_equal_steps", "Volume to", "Å³, at equal steps", 0),
+)
+_REACHED = (
     Metric("phase_transitions", "Transitions", "", 1),
     Metric("energy_rmse_mev_per_atom", "E-RMSE", "meV/atom", 2),
     Metric("force_rmse_ev_per_ang", "F-RMSE", "eV/Å", 3),
@@ -112,8 +114,19 @@ METRICS: tuple[Metric, ...] = (
     Metric("test_coverage_total", "Covered energies", "", 3),
     Metric("test_coverage_total_50", "Covered energies", "α = 0.5", 3),
 )
-"""Columns in the form of the paper's Table 1, with errors on validation structures where there is no test set; then the
-shares of held-out errors within their uncertainty."""
+"""After the coverage and the ranges of variables the rest of the paper's Table 1, with errors on validation structures
+where there is no test set; then the shares of held-out errors within their uncertainty."""
+
+
+def known_metrics(runs: Iterable[Sequence[Row]]) -> list[Metric]:
+    """The columns of a comparison of runs, whose ranges of variables are those that their rows tell of."""
+    ranges = []
+    for columns in range_columns(row for rounds in runs for row in rounds):
+        unit = f"{columns.unit}, at equal steps".removeprefix(", ")
+        decimals = 0 if columns.unit == "Å³" else 2
+        for column, end in ((columns.low, "from"), (columns.high, "to")):
+            ranges.append(Metric(f"{column}_at_equal_steps", f"{columns.name} {end}", unit, decimals))
+    return [*_COVERAGE, *ranges, *_REACHED]
 
 
 def is_finished(rounds: Sequence[Row]) -> bool:
@@ -129,12 +142,14 @@ def is_tested(rounds: Sequence[Row]) -> bool:
     return any(row.get("force_rmse_ev_per_ang") is not None for row in rounds)
 
 
-EXPLORED = ("coverage", "volume_min_ang3", "volume_max_ang3")
-"""Columns of ``metrics.csv`` that tell what was explored so far."""
+def explored_columns(runs: Iterable[Sequence[Row]]) -> list[str]:
+    """Columns of ``metrics.csv`` that tell what was explored so far: the coverage, and ranges of variables."""
+    ranges = range_columns(row for rounds in runs for row in rounds)
+    return ["coverage", *(column for columns in ranges for column in (columns.low, columns.high))]
 
 
 def explored_against_steps(rounds: Sequence[Row], name: str) -> NDArray[np.float64]:
-    """Rows (steps of all walkers so far, a value of :data:`EXPLORED`), one a round that explored, [n, 2]."""
+    """Rows (steps of all walkers so far, a value of :func:`explored_columns`), one a round that explored, [n, 2]."""
     found = [(row.get("md_steps"), row.get(name)) for row in rounds]
     rows = np.array([row for row in found if None not in row], dtype=np.float64).reshape(-1, 2)
     rows[:, 0] = rows[:, 0].cumsum()
@@ -142,7 +157,7 @@ def explored_against_steps(rounds: Sequence[Row], name: str) -> NDArray[np.float
 
 
 def final_metrics(rounds: Sequence[Row], steps: int | None = None) -> dict[str, float]:
-    """Values of :data:`METRICS` after the last round, as far as there are any.
+    """Values of :func:`known_metrics` after the last round, as far as there are any.
 
     Args:
         rounds: rows of ``metrics.csv``, at least one.
@@ -151,11 +166,11 @@ def final_metrics(rounds: Sequence[Row], steps: int | None = None) -> dict[str, 
     last = rounds[-1]
     sizes = [last.get("n_train"), last.get("n_valid")]
     values = {**last, "n_structures": sum(n for n in sizes if n is not None)}
-    for name in EXPLORED:
+    for name in explored_columns([rounds]):
         explored = explored_against_steps(rounds, name)
         if steps is not None and len(explored):
             values[f"{name}_at_equal_steps"] = float(np.interp(steps, *explored.T))
-    known = {metric.name: values.get(metric.name) for metric in METRICS}
+    known = {metric.name: values.get(metric.name) for metric in known_metrics([rounds])}
     return {name: float(value) for name, value in known.items() if value is not None}
 
 
@@ -193,7 +208,7 @@ def compare_runs(runs: Iterable[RunResult]) -> Comparison:
     order = sorted(range(len(settings)), key=lambda i: [rank[i] for rank in ranks])
     along = tuple(c for c in differing if c not in columns)
     runs = [run for seeds in groups.values() for run in seeds.values()]
-    explored = [explored_against_steps(run.rounds, name) for run in runs for name in EXPLORED]
+    explored = [explored_against_steps(run.rounds, name) for run in runs for name in explored_columns([run.rounds])]
     steps = min((int(curve[-1, 0]) for curve in explored if len(curve)), default=None)
     return Comparison(tuple(columns), along, tuple(settings[i] for i in order), tuple(repeated), steps)
 

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ubmd.analysis.comparison import METRICS, Comparison, Metric, Setting, final_metrics, mean_and_deviation
+from ubmd.analysis.comparison import (
+    Comparison,
+    Metric,
+    Setting,
+    final_metrics,
+    known_metrics,
+    mean_and_deviation,
+)
 
 __all__ = ["as_csv", "as_latex", "as_markdown", "terminal_tables"]
 
@@ -93,8 +100,10 @@ def as_latex(comparison: Comparison) -> str:
 
 def _metrics(comparison: Comparison) -> list[Metric]:
     """Those that any run has; those on validation structures only where a run has no test set."""
-    found = [final_metrics(run.rounds, comparison.steps) for setting in comparison.settings for run in setting.runs]
-    wanted = [metric for metric in METRICS if comparison.untested or not metric.name.startswith(_VALIDATION)]
+    runs = [run.rounds for setting in comparison.settings for run in setting.runs]
+    found = [final_metrics(rounds, comparison.steps) for rounds in runs]
+    known = known_metrics(runs)
+    wanted = [metric for metric in known if comparison.untested or not metric.name.startswith(_VALIDATION)]
     return [metric for metric in wanted if any(metric.name in values for values in found)]
 
 

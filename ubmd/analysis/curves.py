@@ -12,9 +12,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ubmd.analysis import style
-from ubmd.analysis.comparison import EXPLORED, explored_against_steps, is_tested
+from ubmd.analysis.comparison import explored_against_steps, is_tested
 from ubmd.analysis.figures import log_ticks
 from ubmd.errors import InputError
+from ubmd.observables.columns import range_columns
 
 __all__ = ["compared_curves", "exploration_curves", "learning_curves"]
 
@@ -92,7 +93,8 @@ def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
 def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
     """What was explored against the steps of all walkers together (Fig. 4 a).
 
-    That is the coverage of the space of collective variables and, of crystals, the lowest and the highest volume.
+    That is the coverage of the space of collective variables, and the lowest and the highest value of those that have
+    no period.
     Means and deviations are drawn as in :func:`compared_curves`.
 
     Args:
@@ -105,25 +107,25 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
     def curves(name: str) -> dict[str, NDArray[np.float64]]:
         return {k: _mean_curve([explored_against_steps(rounds, name) for rounds in v]) for k, v in settings.items()}
 
-    found = {name: curves(name) for name in EXPLORED}
-    drawn = {name: c for name, c in found.items() if any(len(curve) for curve in c.values())}
-    panels = list(dict.fromkeys("volume" if name.startswith("volume") else name for name in drawn))
-    if not panels:
+    ranges = range_columns(row for runs in settings.values() for rounds in runs for row in rounds)
+    panels = {"Coverage of CV space": [curves("coverage")]}
+    for found in ranges:
+        label = f"{found.name} range" + (f" ({found.unit})" if found.unit else "")
+        panels[label] = [curves(found.low), curves(found.high)]
+    drawn = {label: found for label, found in panels.items() if any(len(c) for f in found for c in f.values())}
+    if not drawn:
         return None
-    fig, axes = _figure_with_legend(len(panels), len(settings), width=4.4)
-    for ax, panel in zip(axes, panels, strict=True):
-        for name in drawn:
-            if name.startswith(panel):
-                _draw_means(ax, drawn[name], log=False)
+    fig, axes = _figure_with_legend(len(drawn), len(settings), width=4.4)
+    for ax, (label, found) in zip(axes, drawn.items(), strict=True):
+        for each in found:
+            _draw_means(ax, each, log=False)
         ax.set_xlabel("Steps of all walkers")
         ax.set_xlim(0, None)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if panel == "coverage":
-            ax.set_ylabel("Coverage of CV space")
+        ax.set_ylabel(label)
+        if label == "Coverage of CV space":
             ax.set_ylim(0, 1)
-        else:
-            ax.set_ylabel("Volume range (Å³)")
     _legend(fig, axes[0])
     return fig
 

@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.analysis import style
+from ubmd.analysis.axes import VariableAxis
 from ubmd.errors import InputError
 from ubmd.files import replaced
 
 __all__ = [
     "calibration_scatter",
+    "explored_plane",
     "log_ticks",
-    "ramachandran",
     "save_figure",
-    "uncertainty_trace",
 ]
 
-_CELL_DEGREES = 1.0
-"""Ramachandran plots draw one point for each cell of this width, a fifth of a marker's diameter."""
+_CELLS = 360
+"""Planes draw one point for each of so many cells along a range; a cell is a fifth of a marker's diameter."""
 
 
-def ramachandran(
-    phi: ArrayLike, psi: ArrayLike, *, rounds: ArrayLike | None = None, labelled: ArrayLike | None = None
+def explored_plane(
+    axes: tuple[VariableAxis, VariableAxis],
+    points: ArrayLike,
+    *,
+    rounds: ArrayLike | None = None,
+    labelled: ArrayLike | None = None,
 ) -> Figure:
-    """Explored backbone torsions, coloured by the round that first came there (Figs. 3 d and 4 e).
+    """What was explored of two variables, coloured by the round that first came there (Figs. 3 d and 4 e).
 
-    Earlier rounds lie on top, so that each round shows as the ground that it has gained. Of the points in one
-    cell of 1°, which no eye could tell apart, the earliest is drawn.
+    Earlier rounds lie on top, so that each round shows as the ground that it has gained. Of the points in one cell,
+    a 360th of each range wide, which no eye could tell apart, the earliest is drawn. For φ and ψ of a backbone this
+    is a Ramachandran plot.
 
     Args:
-        phi: [n] rad, any period; points that are not finite are left out.
-        psi: [n] rad.
+        axes: of the two variables, which have a range.
+        points: [n, 2] their values; those that are not finite are left out.
         rounds: [n] round of each point; one colour for all if None.
-        labelled: [m, 2] φ and ψ (rad) of labelled structures, marked on top.
+        labelled: [m, 2] of labelled structures, marked on top.
 
     Raises:
         InputError: arrays of different lengths.
     """
-    x = _vector("phi", phi)
-    points = np.stack([x, _vector("psi", psi, len(x))], axis=1)
-    when = np.zeros(len(points)) if rounds is None else _vector("rounds", rounds, len(points))
-    points, when = _first_in_cell(points, when)
+    xy = np.asarray(points, dtype=np.float64)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise InputError(f"points has shape {xy.shape}; give [n, 2]")
+    when = np.zeros(len(xy)) if rounds is None else _vector("rounds", rounds, len(xy))
+    xy, when = _first_in_cell(axes, xy, when)
     fig, (ax,) = style.new_figure(3.9 if rounds is not None else 3.3, 3.4)
     style.style_axes(ax, boxed=True)
     marks = {"s": 5.0, "lw": 0, "rasterized": True, "zorder": 2}
     if rounds is None:
-        ax.scatter(*points.T, color=style.BLUE, **marks)
+        ax.scatter(*xy.T, color=style.BLUE, **marks)
     else:
         last = int(when.max()) if len(when) else 0
         colours, norm = style.round_colours(last)
-        ax.scatter(*points.T, c=when, cmap=colours, norm=norm, **marks)
+        ax.scatter(*xy.T, c=when, cmap=colours, norm=norm, **marks)
         style.round_bar(fig, ax, colours, norm, last)
     if labelled is not None:
-        chosen = _degrees(np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
+        chosen = _shown(axes, np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
         ax.scatter(*chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled")
         style.legend_above(ax)
-    for axis, name in ((ax.xaxis, "φ"), (ax.yaxis, "ψ")):
-        axis.set_major_locator(FixedLocator([-180, -90, 0, 90, 180]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}".replace("-", "\N{MINUS SIGN}")))
-        axis.set_label_text(f"{name} (degrees)")
-    ax.set(xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
+    for axis, drawn, set_limits in zip(axes, (ax.xaxis, ax.yaxis), (ax.set_xlim, ax.set_ylim), strict=True):
+        axis.tick(drawn)
+        set_limits(*_limits(axis))
+    ax.set_box_aspect(1)
     return fig
 
 
@@ -135,50 +139,6 @@ def calibration_scatter(
     return fig
 
 
-def uncertainty_trace(
-    steps: ArrayLike | Sequence[ArrayLike],
-    uncertainty: ArrayLike | Sequence[ArrayLike],
-    threshold: float,
-    *,
-    timestep: float | None = None,
-) -> Figure:
-    """Largest atomic uncertainty of the walkers along time, with the threshold that stops them (Fig. 4 d).
-
-    Args:
-        steps: [n] MD step of each frame of one walker, or a list with one such array for each walker.
-        uncertainty: the values (eV/Å) at ``steps``, of the same structure.
-        threshold: eV/Å.
-        timestep: fs; the abscissa is then the time in ps.
-
-    Raises:
-        InputError: different numbers of walkers or frames.
-    """
-    xs, ys = _walkers(steps), _walkers(uncertainty)
-    if len(xs) != len(ys):
-        raise InputError(f"uncertainty has {len(ys)} walkers, steps {len(xs)}; give both for every walker")
-    fig, (ax,) = style.new_figure(4.6, 2.7)
-    scale = 1.0 if timestep is None else 1e-3 * timestep
-    opacity = 1.0 if len(xs) == 1 else 0.55
-    highest = threshold
-    for x, y in zip(xs, ys, strict=True):
-        time = scale * _vector("steps", x)
-        value = _vector("uncertainty", y, len(time))
-        over = value >= threshold
-        ax.plot(time, value, color=style.BLUE, lw=0.9, alpha=opacity, zorder=2)
-        ax.plot(time[over], value[over], "o", color=style.RED, ms=4, mec="white", mew=0.5, zorder=4)
-        highest = max(highest, np.max(value, initial=0.0, where=np.isfinite(value)))
-    ax.axhline(threshold, color=style.GREY, lw=1.1, ls=(0, (5, 3)), zorder=3)
-    ax.set_xlabel("MD step" if timestep is None else "Time (ps)")
-    ax.set_ylabel("Max. atomic uncertainty (eV/Å)")
-    ax.set_xlim(0, None)
-    ax.set_ylim(0, 1.12 * highest)
-    ax.annotate(
-        f"threshold {threshold:g} eV/Å", (1, threshold), (0, 3), xycoords=ax.get_yaxis_transform(),
-        textcoords="offset points", ha="right", va="bottom", fontsize=8, color=style.INK,
-    )  # fmt: skip
-    return fig
-
-
 def save_figure(fig: Figure, path: str | Path) -> None:
     """Write the figure as PNG (150 dpi) in one step, so that no reader meets half a file.
 
@@ -199,22 +159,29 @@ def log_ticks(axis: Axis, ratio: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _degrees(radians: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Angles in degrees, [-180, 180)."""
-    return np.mod(np.degrees(radians) + 180.0, 360.0) - 180.0
+def _limits(axis: VariableAxis) -> tuple[float, float]:
+    if axis.limits is None:
+        raise InputError(f"{axis.label} has no range; give it bounds")
+    return axis.limits
+
+
+def _shown(axes: tuple[VariableAxis, VariableAxis], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points [n, 2] as they are shown."""
+    return np.stack([axis.shown(points[:, k]) for k, axis in enumerate(axes)], axis=1)
 
 
 def _first_in_cell(
-    points: NDArray[np.float64], when: NDArray[np.float64]
+    axes: tuple[VariableAxis, VariableAxis], points: NDArray[np.float64], when: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points [n, 2] in degrees and their rounds [n], the earliest of each cell alone, latest round first."""
+    """Points [n, 2] as shown and their rounds [n], the earliest of each cell alone, latest round first."""
     usable = np.isfinite(points).all(axis=1)
     order = np.argsort(when[usable], kind="stable")
-    degrees, when = _degrees(points[usable][order]), when[usable][order]
-    cell = np.floor((degrees + 180.0) / _CELL_DEGREES).astype(np.int64)
-    _, first = np.unique(cell[:, 0] * 1000 + cell[:, 1], return_index=True)
+    shown, when = _shown(axes, points[usable][order]), when[usable][order]
+    low, high = np.transpose([_limits(axis) for axis in axes])
+    cell = np.floor((shown - low) / (high - low) * _CELLS).astype(np.int64)
+    _, first = np.unique(cell, axis=0, return_index=True)
     first = np.sort(first)[::-1]
-    return degrees[first], when[first]
+    return shown[first], when[first]
 
 
 def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.float64]:
@@ -224,11 +191,3 @@ def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[
         expected = "[n]" if length is None else f"[{length}]"
         raise InputError(f"{name} has shape {array.shape}; give {expected}")
     return array
-
-
-def _walkers(values: ArrayLike | Sequence[ArrayLike]) -> list[ArrayLike]:
-    """One entry for each walker, whether one or many were given."""
-    if isinstance(values, np.ndarray):
-        return [values] if values.ndim == 1 else list(values)
-    entries = list(values)  # pyright: ignore[reportArgumentType]
-    return [np.asarray(entries)] if entries and np.ndim(entries[0]) == 0 else entries

@@ -1,7 +1,8 @@
-"""Errors of a run's potentials on its test structures against their volumes."""
+"""Errors of a run's potentials on its test structures against what these are: their collective variables."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,13 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
+from ubmd.analysis.axes import variable_axis
 from ubmd.analysis.evaluation import Evaluation, evaluate_structures
+from ubmd.analysis.explored import drawn_alone
 from ubmd.analysis.figures import save_figure
-from ubmd.analysis.report import labelled_volumes
-from ubmd.analysis.volume_figures import error_by_volume
+from ubmd.analysis.variable_figures import error_by_variable
+from ubmd.errors import InputError
+from ubmd.observables.base import values_of
 from ubmd.uncertainty.checkpoint import load_potential
 from ubmd.units import MPA
 
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
     from ubmd.runs.store import RoundStore
     from ubmd.systems.system import System
 
-__all__ = ["draw_errors_by_volume", "squared_errors"]
+__all__ = ["draw_errors", "squared_errors"]
+
+log = logging.getLogger(__name__)
 
 
 def squared_errors(found: Evaluation) -> dict[str, NDArray[np.float64]]:
@@ -37,7 +43,7 @@ def squared_errors(found: Evaluation) -> dict[str, NDArray[np.float64]]:
     return out
 
 
-def draw_errors_by_volume(
+def draw_errors(
     store: RoundStore,
     rounds: Sequence[int],
     structures: Sequence[Atoms],
@@ -46,22 +52,31 @@ def draw_errors_by_volume(
     batch_size: int,
     device: torch.device,
 ) -> None:
-    """Draws ``error_by_volume.png``, the errors of rounds' potentials against the volume, unless it is there.
+    """Draws ``error_by_<variable>.png``, the errors of rounds' potentials against a variable, unless it is there.
 
     Args:
         store: the run.
         rounds: finished rounds.
         structures: the test set; nothing is drawn without any.
-        system: the crystal that the run studied.
+        system: that the run studied; its variables in the plane of the coverage are left out.
         batch_size: structures evaluated at once.
         device: to evaluate on.
     """
-    file = store.figures / "error_by_volume.png"
-    if not structures or file.exists():
+    files = {name: store.figures / f"error_by_{name}.png" for name in drawn_alone(system.variables)}
+    values = {}
+    for name, file in files.items():
+        if structures and not file.exists():
+            try:
+                values |= values_of({name: system.variables[name]}, structures)
+            except InputError as error:  # test structures may be of anything
+                log.warning("no %s: %s", file.name, error)
+    if not values:
         return
     errors = {}
     for index in rounds:
         trained = load_potential(store.folder(index).model, device=device)
         found = evaluate_structures(trained.model, trained.uncertainty, structures, batch_size=batch_size)
         errors[f"round {index}"] = squared_errors(found)
-    save_figure(error_by_volume(labelled_volumes(structures, system), errors, system.phases), file)
+    for name, found in values.items():
+        axis = variable_axis(name, system.variables[name], system.states)
+        save_figure(error_by_variable(axis, found, errors), files[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, WalkerPotential
-from ubmd.observables.variables import CollectiveVariables, variable_derivatives
+from ubmd.observables.base import CollectiveVariable, Structures, derivatives
 from ubmd.schema import MAY_BE_INFINITE
 from ubmd.uncertainty.base import Uncertainty
 from ubmd.units import KB
@@ -62,7 +62,7 @@ class Metadynamics(nn.Module):
     Args:
         potential: below the hills; with an ``uncertainty`` the unbiased potential of a model.
         uncertainty: predicted besides, for rules on when to stop; None takes the potential's own, if any.
-        variables: collective variables, each with the widths of its hills; moved with this module.
+        variables: collective variables by name, each with the width of its hills.
         temperature: of the walkers, K.
         height: of the first hill, eV.
         stride: evaluations of a walker between hills.
@@ -84,7 +84,7 @@ class Metadynamics(nn.Module):
         potential: Potential | WalkerPotential,
         uncertainty: Uncertainty | None = None,
         *,
-        variables: Sequence[CollectiveVariables],
+        variables: Mapping[str, CollectiveVariable],
         temperature: float = 300.0,
         height: float = 0.05,
         stride: int = 50,
@@ -94,7 +94,9 @@ class Metadynamics(nn.Module):
     ):
         super().__init__()
         if not variables:
-            raise InputError("bias.variables is empty: metadynamics needs a collective variable")
+            raise InputError("bias.variables is empty: metadynamics needs a collective variable, see system.variables")
+        if lacking := [name for name, variable in variables.items() if variable.width is None]:
+            raise InputError(f"bias.variables.{lacking[0]}.width is missing: give the width of a hill")
         for name, value in (("stride", stride), ("capacity", capacity)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"bias.{name} must be a whole number, at least 1, got {value!r}")
@@ -104,13 +106,12 @@ class Metadynamics(nn.Module):
         if not bias_factor > 1:
             raise InputError(f"bias.bias_factor must exceed 1 (inf for hills of equal height), got {bias_factor}")
         self.base = potential if uncertainty is None else BiasedPotential(potential, uncertainty, tau=0.0)  # pyright: ignore[reportArgumentType]
-        self.variables = nn.ModuleList(variables)
-        each = list(variables)
+        self.variables = dict(variables)
         self.height, self.stride, self.capacity, self.shared = float(height), stride, capacity, shared
         self.bias_factor = float(bias_factor)
         self.tempering = KB * temperature * (bias_factor - 1)
-        widths = [width for variable in each for width in variable.widths]
-        periods = [period for variable in each for period in variable.periods]
+        widths = [variable.width for variable in variables.values()]
+        periods = [variable.period or math.inf for variable in variables.values()]
         self.register_buffer("widths", torch.tensor(widths, dtype=torch.float64), persistent=False)
         self.register_buffer("periods", torch.tensor(periods, dtype=torch.float64), persistent=False)
 
@@ -122,7 +123,7 @@ class Metadynamics(nn.Module):
     @property
     def acts_on_cell(self) -> str | None:
         """The option by which this bias acts on the cell, if it does."""
-        acting = [type(variable).__name__ for variable in self.variables if variable.of_cell]
+        acting = [type(variable).__name__ for variable in self.variables.values() if variable.of_cell]
         return f"bias.variables with {acting[0]}" if acting else None
 
     def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
@@ -142,7 +143,7 @@ class Metadynamics(nn.Module):
         memory = self._memory(plain.memory, batch)
         centres, heights = memory[CENTRES], memory[HEIGHTS]
         with torch.enable_grad():
-            values, leaves = variable_derivatives(batch, self.variables)
+            values, leaves = derivatives(batch, self.variables.values())
         energy, slope = hills(values.detach(), centres, heights, self.widths, self.periods)
         gradient, strain = torch.autograd.grad(values, leaves, slope, materialize_grads=True)
         if plain.stress is not None:
@@ -156,27 +157,12 @@ class Metadynamics(nn.Module):
             memory=self._deposited(memory, values.detach(), energy),
         )
 
-    def free_energy(self, memory: Memory, grid: Tensor) -> Tensor:
-        """F(s) = -gamma / (gamma - 1) V(s) of each walker's hills, up to a constant.
-
-        Args:
-            memory: of the last prediction.
-            grid: [m, d] points s.
-
-        Returns:
-            [walkers, m] eV.
-        """
-        centres, heights = memory[CENTRES][:, None], memory[HEIGHTS][:, None]
-        energy, _ = hills(grid.to(centres), centres, heights, self.widths, self.periods)
-        return -energy / (1 - 1 / self.bias_factor)
-
     def _memory(self, memory: Memory | None, batch: AtomicBatch) -> Memory:
         """The memory, with room for hills if it has none yet."""
         walkers, device, size = batch.n_systems, batch.positions.device, len(self.widths)
         memory = memory or {}
         if EVALUATIONS not in memory:
-            for variable in self.variables:
-                variable.check(batch)  # pyright: ignore[reportCallIssue]
+            self._check(batch)
             memory = memory | {
                 CENTRES: torch.zeros(walkers, self.capacity, size, dtype=torch.float64, device=device),
                 HEIGHTS: torch.zeros(walkers, self.capacity, dtype=torch.float64, device=device),
@@ -187,6 +173,13 @@ class Metadynamics(nn.Module):
         if found != expected:
             raise ValueError(f"memory of other walkers or settings: expected hills {expected}, got {found}")
         return memory
+
+    def _check(self, batch: AtomicBatch) -> None:
+        """Refuses walkers that have no such variables."""
+        if batch.n_atoms.unique().numel() > 1:
+            raise InputError("metadynamics needs walkers of the same number of atoms; start from structures alike")
+        for variable in self.variables.values():
+            variable.check(Structures.of_batch(batch))
 
     def _deposited(self, memory: Memory, values: Tensor, energy: Tensor) -> Memory:
         """The memory with this evaluation counted and, if it is due, a hill at ``values`` [walkers, d]."""

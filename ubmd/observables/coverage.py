@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ubmd.errors import InputError
+from ubmd.observables.base import CollectiveVariable
 
-__all__ = ["coverage"]
+__all__ = ["coverage", "variable_coverage"]
 
 _LARGEST_EXACT = 2**53  # integers up to here survive the way through float64
 _LARGEST_KEY = 2**62
@@ -61,6 +62,26 @@ def coverage(
         fractions.append(len(cells) / splits ** (level * xs.shape[1]))
         cells = _distinct(cells // splits, splits ** (level - 1))  # the parents: fewer and fewer
     return float(np.mean(fractions))
+
+
+def variable_coverage(
+    variables: Mapping[str, CollectiveVariable], values: Mapping[str, NDArray[np.float64]]
+) -> float | None:
+    """Coverage of the space of those variables that have a range, by the paper's tree (n = 2, L = 5).
+
+    Args:
+        variables: by name.
+        values: [n] of each of them.
+
+    Returns:
+        Coverage in [0, 1]; None if no variable has a range.
+    """
+    ranges = {name: variable.range for name, variable in variables.items() if variable.range is not None}
+    if not ranges:
+        return None
+    low, high = np.array(list(ranges.values())).T
+    points = np.stack([values[name] for name in ranges], axis=1)
+    return coverage(points, low, high, periodic=[variables[name].wraps for name in ranges])
 
 
 def _leaf_cells(

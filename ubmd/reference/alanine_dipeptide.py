@@ -27,23 +27,6 @@ PSI: tuple[int, int, int, int] = (6, 8, 14, 16)
 _C7EQ_DEGREES = (-85.0, 70.0)
 
 
-def dihedral(positions: NDArray[np.float64], indices: tuple[int, int, int, int]) -> NDArray[np.float64]:
-    """Dihedral angle in [-π, π], IUPAC sign.
-
-    Args:
-        positions: [..., n_atoms, 3] Å.
-        indices: the four atoms, for example :data:`PHI`.
-
-    Returns:
-        [...] rad.
-    """
-    p = [positions[..., i, :] for i in indices]
-    first, axis, last = p[1] - p[0], p[2] - p[1], p[3] - p[2]
-    normal = np.cross(axis, last)
-    sine = np.linalg.norm(axis, axis=-1) * np.sum(first * normal, axis=-1)
-    return np.arctan2(sine, np.sum(np.cross(first, axis) * normal, axis=-1))
-
-
 def ideal_positions(phi: float, psi: float) -> NDArray[np.float64]:
     """Positions of the L enantiomer with ideal bonds and angles and trans amides.
 

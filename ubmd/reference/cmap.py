@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ubmd.observables.geometry import torsion_angles
+
 
 @dataclass(frozen=True)
 class CMAP:
@@ -55,8 +57,8 @@ class CMAP:
             [m] eV.
         """
         size = self.nodes.shape[1]
-        rows, row_weights = _cubic_weights(dihedrals(positions, self.first), size)
-        columns, column_weights = _cubic_weights(dihedrals(positions, self.second), size)
+        rows, row_weights = _cubic_weights(_angles(positions, self.first), size)
+        columns, column_weights = _cubic_weights(_angles(positions, self.second), size)
         # corners [m, n_terms, 2 rows, 2 columns, 2, 2]
         corners = self.nodes[self.maps[:, None, None], rows[..., :, None], columns[..., None, :]]
         return torch.einsum("mtpa,mtqb,mtpqab->m", row_weights, column_weights, corners)
@@ -71,22 +73,10 @@ class CMAP:
         return energy.detach(), -gradient
 
 
-def dihedrals(positions: Tensor, atoms: Tensor) -> Tensor:
-    """Dihedral angles in [-π, π], IUPAC sign.
-
-    Args:
-        positions: [m, n_atoms, 3] Å.
-        atoms: [k, 4] the four atoms of each angle.
-
-    Returns:
-        [m, k] rad.
-    """
+def _angles(positions: Tensor, atoms: Tensor) -> Tensor:
+    """Torsion angles [m, k] of atoms [k, 4] at positions [m, n_atoms, 3]."""
     p = positions[:, atoms]
-    first, axis, last = (p[:, :, i + 1] - p[:, :, i] for i in range(3))
-    normal = torch.linalg.cross(axis, last)
-    sine = torch.linalg.vector_norm(axis, dim=-1) * (first * normal).sum(-1)
-    cosine = (torch.linalg.cross(first, axis) * normal).sum(-1)
-    return torch.atan2(sine, cosine)
+    return torsion_angles(*(p[:, :, i + 1] - p[:, :, i] for i in range(3)))
 
 
 def _periodic_slopes(size: int, dtype: torch.dtype) -> Tensor:

@@ -6,12 +6,12 @@ import torch
 
 from ubmd.analysis.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
 from ubmd.analysis.figures import save_figure
-from ubmd.analysis.held_out import draw_errors_by_volume
+from ubmd.analysis.held_out import draw_errors
 from ubmd.interfaces.ase import torch_device
 from ubmd.rounds.run import Run
 from ubmd.uncertainty.checkpoint import load_potential
 
-__all__ = ["draw_calibration", "draw_volume_errors"]
+__all__ = ["draw_calibration", "draw_variable_errors"]
 
 
 def draw_calibration(run: Run, index: int) -> None:
@@ -36,9 +36,9 @@ def draw_calibration(run: Run, index: int) -> None:
         save_figure(figure, file)
 
 
-def draw_volume_errors(run: Run, index: int) -> None:
-    """Errors on the test set against the volume, of the first and of a later round, drawn once."""
-    draw_errors_by_volume(
+def draw_variable_errors(run: Run, index: int) -> None:
+    """Errors on the test set against the system's variables, of the first and of a later round, drawn once."""
+    draw_errors(
         run.store,
         sorted({0, index}),
         run.datamodule.test_structures,

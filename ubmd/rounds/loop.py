@@ -18,9 +18,10 @@ from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
+from ubmd.observables.columns import range_columns
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.checks import check_complete
-from ubmd.rounds.figures import draw_calibration, draw_volume_errors
+from ubmd.rounds.figures import draw_calibration, draw_variable_errors
 from ubmd.rounds.fit import Fit, fit_and_predict, predict
 from ubmd.rounds.run import Run, extend, label_initial, relaxed, restore_label_store
 from ubmd.runs.folder import RoundFolder
@@ -58,8 +59,7 @@ def learn_rounds(run: Run) -> float | None:
         _round(run, index, structures)
     records = run.store.records()
     draw_calibration(run, len(records) - 1)
-    if run.system.periodic:
-        draw_volume_errors(run, len(records) - 1)
+    draw_variable_errors(run, len(records) - 1)
     report_run(run.store, run.system, run.progress.console, dt=run.exploration.time_step)
     potential = run.store.folder(len(records) - 1).model
     log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
@@ -214,8 +214,9 @@ def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
     parts.append(f"{kind} force RMSE {force:.3f} eV/Å")
     if metrics.get("coverage") is not None:
         parts.append(f"coverage {metrics['coverage']:.2f}")
-    if run.system.periodic:
-        parts.append(f"volumes {metrics['volume_min_ang3']:.0f} to {metrics['volume_max_ang3']:.0f} Å³")
+    for explored in range_columns([metrics]):
+        ends = f"{metrics[explored.low]:.4g} to {metrics[explored.high]:.4g}"
+        parts.append(f"{explored.name} {ends} {explored.unit}".rstrip())
     if "md_steps" in metrics:
         n = metrics["walkers_stopped_by_uncertainty"]
         parts.append(f"{metrics['md_steps']} MD steps, {n}/{run.exploration.n_walkers} walkers uncertain")

@@ -14,7 +14,6 @@ _MOVED = {
     "ubmd.dynamics.bias": "ubmd.bias.biased",
     "ubmd.dynamics.adaptive": "ubmd.bias.adaptive",
     "ubmd.dynamics.metadynamics": "ubmd.bias.metadynamics",
-    "ubmd.dynamics.variables": "ubmd.observables.variables",
     "ubmd.dynamics.langevin": "ubmd.dynamics.integrators.langevin",
     "ubmd.dynamics.melchionna": "ubmd.dynamics.integrators.melchionna",
     "ubmd.dynamics.mtk": "ubmd.dynamics.integrators.mtk",
@@ -25,16 +24,49 @@ _MOVED = {
 }
 """Modules of version 0.1's drafts, and where what was in them is now."""
 
+_TORSION = "ubmd.observables.Torsion"
+_VARIABLES = ("ubmd.dynamics.variables", "ubmd.observables.variables")
+"""Modules of classes for several variables of one kind, where there is one class for one variable now."""
+_AXES = "abc"
+
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the names of classes and keys as they are now."""
     new = {key: _node(value) for key, value in config.items()}
-    training = new.get("training")
+    training, system, bias = new.get("training"), new.get("system"), new.get("bias")
     if isinstance(training, dict) and {"betas", "eps"} <= training.keys():
         adam = {key: training.pop(key) for key in ("betas", "eps")}
         new["optimizer"] = {"_target_": "torch.optim.Adam", "_partial_": True, **adam}
         new["scheduler"] = {"_target_": "ubmd.training.schedule.LinearDecay", "_partial_": True}
+    if isinstance(system, dict):
+        _followed_variables(system)
+    if isinstance(bias, dict) and isinstance(variables := bias.get("variables"), list):
+        bias["variables"] = {name: node for part in variables for name, node in _single_variables(part).items()}
     return new
+
+
+def _followed_variables(system: dict[str, Any]) -> None:
+    """Torsions were variables of their own kind, and phases states by volume alone."""
+    if (torsions := system.pop("torsions", None)) is not None:
+        system["variables"] = {name: {"_target_": _TORSION, "atoms": atoms} for name, atoms in torsions.items()}
+    if (phases := system.pop("phases", None)) is not None:
+        system["states"] = {name: {"volume": bounds} for name, bounds in phases.items()}
+
+
+def _single_variables(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables, by name, that a node of the kind for several of them made."""
+    module, _, kind = str(node.get("_target_")).rpartition(".")
+    if module not in _VARIABLES:
+        return {kind.lower(): node}
+    width = {"width": node["width"]} if "width" in node else {}
+    if kind == "Torsions":
+        if width == {"width": 0.35}:  # what it is without being said, as in conf/bias
+            width = {}
+        return {name: {"_target_": _TORSION, "atoms": atoms, **width} for name, atoms in node["atoms"].items()}
+    if kind == "CellLengths":
+        axes = node.get("axes", range(3))
+        return {_AXES[i]: {"_target_": "ubmd.observables.CellLength", "axis": i, **width} for i in axes}
+    return {kind.lower(): {"_target_": f"ubmd.observables.{kind}", **width}}
 
 
 def _node(node: Any) -> Any:

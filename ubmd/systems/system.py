@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 
 from ubmd.data.electronic import charge_and_unpaired
 from ubmd.data.elements import species_numbers
@@ -18,6 +17,9 @@ from ubmd.data.inherit import fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import check_displacement, perturb
 from ubmd.errors import InputError
+from ubmd.observables.base import CollectiveVariable, values_of
+from ubmd.observables.cell import Volume
+from ubmd.observables.states import States, check_states
 from ubmd.systems.relaxation import Relaxation
 
 __all__ = ["System"]
@@ -30,10 +32,11 @@ class System:
     Args:
         structure: the initial structure, or the path of a file that ASE reads (its first frame is taken).
         species: chemical symbols that the model shall know; None takes those of the structure.
-        torsions: named dihedral angles (four atom indices each, from 0) that span the space whose
-            coverage is followed; empty if there are none.
-        phases: named ranges of the cell's volume, ``[low, high)`` in Å³, whose changes are followed. A gap between
-            two of them keeps jitter at a border from counting as changes.
+        variables: collective variables by name. Those with a range span the space whose coverage is followed; of
+            the others the lowest and the highest value are. A crystal's ``volume``, of as many atoms as
+            ``structure`` has, is one of them unless another one has that name.
+        states: by name, the ranges ``[low, high)`` of variables that make a state, such as a crystal's phase; changes
+            of state are followed. A gap between two of them keeps jitter at a border from counting as changes.
         relax: finds the nearest minimum of the reference before the run; None takes the structure as it is.
         initial: structures that a run starts from, or the path of their file; those with labels keep them. The
             first round's walkers start from them too. None perturbs ``structure``.
@@ -49,8 +52,8 @@ class System:
 
     structure: Atoms | str
     species: Sequence[str] | None = None
-    torsions: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    phases: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    variables: Mapping[str, CollectiveVariable] = field(default_factory=dict)
+    states: States = field(default_factory=dict)
     relax: Relaxation | None = None
     initial: Sequence[Atoms] | str | None = None
     max_volume: float | None = None
@@ -64,7 +67,6 @@ class System:
         check_structure(self.atoms, "system.structure")
         fixed_atoms(self.atoms, "system.structure")
         charge_and_unpaired(self.atoms)
-        _check_phases(self.phases)
         if self.species is None:
             object.__setattr__(self, "species", [chemical_symbols[z] for z in sorted(set(self.atoms.numbers))])
         species_numbers(self.symbols)
@@ -76,17 +78,16 @@ class System:
         check_displacement(self.displacement)
         if not 0 <= self.strain < 1 / 6:  # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
             raise InputError(f"strain={self.strain} must be at least 0 and below 1/6; use a small number such as 0.02")
-        for name, atoms in self.torsions.items():
-            if len(set(atoms)) != 4 or len(atoms) != 4 or not all(0 <= i < len(self.atoms) for i in atoms):
-                raise InputError(
-                    f"system.torsions.{name}={list(atoms)} must be four different atom indices "
-                    f"from 0 to {len(self.atoms) - 1}"
-                )
-        for name in ("phases", "max_volume", "strain"):
+        for name in ("max_volume", "strain"):
             if getattr(self, name) and not self.periodic:
                 raise InputError(
                     f"system.{name}={getattr(self, name)} needs a structure that is periodic in three directions"
                 )
+        if self.periodic:
+            volume = {"volume": Volume(n_atoms=len(self.atoms))}
+            object.__setattr__(self, "variables", volume | dict(self.variables))
+        _check_variables(self.variables, self.atoms, "system.structure")
+        check_states(self.states, self.variables)
         if self.initial is not None:
             object.__setattr__(self, "initial", self._initial())
 
@@ -117,11 +118,6 @@ class System:
             return self.n_initial or 8
         return min(self.n_initial or len(self.given), len(self.given))
 
-    @property
-    def torsion_indices(self) -> NDArray[np.int64]:
-        """[n_torsions, 4] atom indices."""
-        return np.array([list(t) for t in self.torsions.values()], dtype=np.int64).reshape(-1, 4)
-
     def initial_structures(self, rng: np.random.Generator, reads: Collection[str] = ()) -> list[Atoms]:
         """The structures that a run starts from: of ``initial`` in random order, or perturbed ones.
 
@@ -135,10 +131,6 @@ class System:
         return perturb(
             self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng, reads=reads
         )
-
-    def volume_scale(self, n_atoms: int) -> float:
-        """Factor that turns the volume of a cell with ``n_atoms`` atoms into one comparable with ``phases``."""
-        return len(self.atoms) / n_atoms
 
     def _initial(self) -> list[Atoms]:
         """The structures given as ``initial``, checked, without those of too large a volume."""
@@ -155,14 +147,15 @@ class System:
             _check_same_kind(atoms, first, f"structure {number} of system.initial", "structure 0")
         if np.array_equal(first.numbers, self.atoms.numbers):
             _check_same_kind(first, self.atoms, "structure 0 of system.initial", "system.structure")
-        kept = [a for a in found if self.max_volume is None or self._scaled_volume(a) <= self.max_volume]
+        _check_variables(self.variables, first, "structure 0 of system.initial")
+        kept = found
+        if self.max_volume is not None:
+            volumes = values_of({"volume": Volume(n_atoms=len(self.atoms))}, found)["volume"]
+            kept = [atoms for atoms, volume in zip(found, volumes, strict=True) if volume <= self.max_volume]
         if len(kept) < 2:
             limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
             raise InputError(f"system.initial has {len(kept)} structures{limit}; at least 2 are needed")
         return kept
-
-    def _scaled_volume(self, atoms: Atoms) -> float:
-        return self.volume_scale(len(atoms)) * abs(np.linalg.det(np.asarray(atoms.cell)))
 
 
 def _check_same_kind(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
@@ -185,15 +178,12 @@ def _check_same_kind(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
         )
 
 
-def _check_phases(phases: Mapping[str, Sequence[float]]) -> None:
-    """Refuses ranges of volume that are none or that overlap."""
-    for name, bounds in phases.items():
-        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
-            raise InputError(
-                f"system.phases.{name}={list(bounds)} must be two volumes in Å³, the lower one first, "
-                "e.g. [0, 950] or [1150, .inf]"
-            )
-    ordered = sorted(phases, key=lambda name: phases[name][0])
-    for before, after in pairwise(ordered):
-        if phases[after][0] < phases[before][1]:
-            raise InputError(f"system.phases.{after}={list(phases[after])} overlaps {before}; separate the two")
+def _check_variables(variables: Mapping[str, CollectiveVariable], atoms: Atoms, what: str) -> None:
+    """Refuses names that no column can have, and variables that the structure does not have."""
+    for name, variable in variables.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise InputError(f"system.variables.{name} must be named by letters, digits and underscores")
+        try:
+            values_of({name: variable}, [atoms])
+        except InputError as error:
+            raise InputError(f"system.variables.{name}: {error} ({what})") from None

@@ -11,7 +11,6 @@ from ase.build import molecule
 from torch import Tensor
 
 from tests.dynamics.walker_toys import Toy, assert_same, cluster, walkers
-from ubmd.analysis.torsions import torsion_angles
 from ubmd.data.batch import collate
 from ubmd.dynamics.connectivity import Rotation, rotations
 from ubmd.dynamics.integrators.montecarlo import Metropolis, MonteCarlo, rotated
@@ -21,6 +20,7 @@ from ubmd.dynamics.stopping import StoppingRules
 from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
+from ubmd.observables.geometry import torsion_angles
 from ubmd.reference.alanine_dipeptide import initial_structure
 from ubmd.units import KB
 
@@ -94,7 +94,7 @@ def test_torsion_moves_sample_the_boltzmann_distribution(axis: tuple[int, int]) 
         return KT * (1.5 * torch.cos(phi - 1.0) + torch.cos(2 * phi))
 
     def angle(r: Tensor) -> Tensor:
-        return torch.as_tensor(torsion_angles(r.numpy(), [[0, 1, 2, 3]])[:, 0])
+        return torsion_angles(*(r[:, i + 1] - r[:, i] for i in range(3)))
 
     beyond = (3,) if axis == (1, 2) else (0,)
     simulation = Metropolis(MonteCarlo(angle=1.5, torsion_fraction=1.0), (Rotation(axis, beyond),))
@@ -121,7 +121,7 @@ def test_rates_of_a_torsion_move_and_its_opposite_are_balanced() -> None:
     """Detailed balance itself: as many jumps between two ranges of φ one way as the other, though one is likelier."""
 
     def angle(r: Tensor) -> Tensor:
-        return torch.as_tensor(torsion_angles(r.numpy(), [[0, 1, 2, 3]])[:, 0])
+        return torsion_angles(*(r[:, i + 1] - r[:, i] for i in range(3)))
 
     potential = Surface(lambda r: KT * torch.cos(angle(r) - 1.0))
     simulation = Metropolis(MonteCarlo(angle=2.0, torsion_fraction=1.0), (Rotation((1, 2), (3,)),))
