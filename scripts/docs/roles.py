@@ -7,6 +7,7 @@ from typing import Any
 
 import griffe
 
+_TABLE = re.compile(r"^=+( +=+)+\n(.*?)^=+( +=+)+$", flags=re.DOTALL | re.MULTILINE)
 _ROLE = re.compile(r":(?:mod|class|func|meth|attr|data|exc|obj):`(~?)\.?([\w.]+)`")
 
 
@@ -19,6 +20,8 @@ def linked(text: str, scope: str) -> str:
         shown = name.rsplit(".", 1)[-1] if short else name
         return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'
 
+    text = re.sub(r"(?<=\S)::\n\n", ":\n\n", text)  # before a block of code
+    text = _TABLE.sub(lambda table: f"```text\n{_ROLE.sub(lambda m: m[2], table[2]).rstrip()}\n```", text)
     return _ROLE.sub(link, text)
 
 
