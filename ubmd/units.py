@@ -28,6 +28,3 @@ GPA: float = float(_ase.GPa)
 
 MPA: float = 1e-3 * GPA
 """1 MPa in eV/Å³."""
-
-BAR: float = float(_ase.bar)
-"""1 bar in eV/Å³."""
