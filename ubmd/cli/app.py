@@ -1,4 +1,4 @@
-"""Commands as Hydra applications: compose a configuration, check it before anything is written, run it.
+"""Commands as Hydra applications: compose a configuration, check it before anything is written, start its jobs.
 
 Hydra's own entry point prints its errors in its own way and only after it has made the run folder; here the
 same parts are called one by one, so that bad input costs one sentence and leaves nothing behind.
@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
-import logging
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import takewhile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import version
@@ -37,34 +32,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config, interruption, paths, secrecy
+from ubmd import config, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command, find
 from ubmd.cli.explain import check_groups, explain, explain_value
-from ubmd.errors import InputError, StoppedShort, system_refusal
-from ubmd.runs.continuation import config_digest
-from ubmd.runs.lock import LOCK, held
-
-log = logging.getLogger(__name__)
-
-BEFORE_WORK = frozenset({".hydra", "ubmd.log", LOCK})
-"""What is in a run's folder before a command begins its work."""
-
-
-class JobFailed(Exception):  # noqa: N818
-    """A job stopped with an error that has been reported; `code` is the exit code it asks for."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message, code)
-        self.code = code
-
-
-class _Reported(BaseException):
-    """A single job has said what stopped it; not an Exception, to pass Hydra without its comments."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+from ubmd.cli.job import JobFailed, Reported, check_device, missing, perform
+from ubmd.errors import InputError
 
 
 @contextmanager
@@ -175,7 +148,7 @@ def check(hydra: Hydra, command: Command, overrides: Sequence[str], multirun: bo
         if sweep and _expands_beforehand(cfg):
             _check_apart(point, folders, _sweep_folder(cfg, number))
         if str(cfg.hydra.launcher.get("_target_", "")).endswith(".BasicLauncher"):  # the job runs on this machine
-            _check_device(cfg)
+            check_device(cfg)
     return sweep
 
 
@@ -240,14 +213,14 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
     mode = RunMode.MULTIRUN if sweep else RunMode.RUN
     start = hydra.multirun if sweep else hydra.run
     attempt = secrets.token_hex(4)
-    made = [] if sweep else _missing(_run_folder(compose_unchecked(hydra, command, overrides)))
+    made = [] if sweep else missing(_run_folder(compose_unchecked(hydra, command, overrides)))
     hydra_files.prepare_sweeps()
     try:
         job = functools.partial(perform, command, attempt, made)
         start(command.config_name, job, [*overrides, f"hydra.mode={mode.name}", hydra_files.NOT_BY_HYDRA])
     except JobFailed as error:
         return error.code
-    except _Reported as error:
+    except Reported as error:
         return error.code
     except (OSError, ValueError) as error:  # a job reports its own: this one is about its folder
         cause = error if isinstance(error, OSError) else error.__cause__
@@ -259,96 +232,6 @@ def run(hydra: Hydra, command: Command, overrides: Sequence[str], *, multirun: b
         if sweep:
             sweeps.print_summary(sweep_jobs(hydra, command, overrides), attempt)
     return 0
-
-
-def _missing(folder: Path) -> list[Path]:
-    """A folder and those around it, as far as they do not exist yet."""
-    return list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
-
-
-def _remove_unused(made: Sequence[Path]) -> None:
-    """Removes the folders that were made for a job, the innermost first, if it has not begun its work there."""
-    if made and {path.name for path in made[0].iterdir()} <= BEFORE_WORK:
-        shutil.rmtree(made[0])
-        with suppress(OSError):  # somebody else has put something there
-            for folder in made[1:]:
-                folder.rmdir()
-
-
-def perform(command: Command, attempt: str, made: Sequence[Path], cfg: DictConfig) -> Any:
-    """One job: check, call the command's function, report what stops it.
-
-    A sweep passes over what it finished at an earlier attempt, if the command allows for that.
-
-    Args:
-        command: whose function does the work.
-        attempt: the start that this belongs to.
-        made: folders that are made for this job, innermost first; bad input leaves none of them.
-        cfg: the configuration.
-    """
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    try:
-        with held(folder):
-            try:
-                return _perform(command, attempt, cfg, folder)
-            except InputError:
-                _remove_unused(made)
-                raise
-    except Exception as error:
-        said = error if isinstance(error, InputError | StoppedShort) else system_refusal(error, folder)
-        if said is None:
-            log.exception("stopped by an error")
-            raise JobFailed(repr(error), code=1) from error
-        code, kind = (3, "stopped short") if isinstance(said, StoppedShort) else (2, "error")
-        log.error("ubmd: %s: %s", kind, said)
-        if hydra.mode == RunMode.RUN:
-            raise _Reported(code) from error
-        raise JobFailed(str(said), code=code) from error
-
-
-def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> Any:
-    """A job whose folder is held: the command's function, with a record of how it went."""
-    paths.import_from_here()  # the process may be another one
-    hydra, digest = HydraConfig.get(), ""
-    try:
-        plain = config.plain(cfg)
-        secrecy.remember(plain)
-        hydra_files.write_job(folder, cfg)
-        digest = config_digest(plain)
-        done = sweeps.finished_before(folder, digest)
-        if done is not None and command.resumable and hydra.mode != RunMode.RUN:
-            log.info("finished before: %s", folder.name)
-            return done.result
-        sweeps.write_record(folder, sweeps.JobRecord("running", attempt, digest))
-        _limit_threads(hydra.launcher)
-        config.validate(cfg, command.config_name)
-        config.check_values(config.plain(cfg), command.config_name)
-        _check_device(cfg)
-        module, name = command.function.split(":")
-        function = getattr(importlib.import_module(module), name)
-        with interruption.exposed():
-            result = function(cfg)
-    except Exception as error:
-        if interruption.requested():  # a library made it of the signal
-            interruption.stop()
-        message = secrecy.hide(str(error) if isinstance(error, InputError | StoppedShort) else repr(error))
-        with suppress(OSError):  # what stopped the job may stop its record too
-            sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))
-        raise
-    sweeps.write_record(folder, sweeps.JobRecord("finished", attempt, digest, result))
-    return result
-
-
-def _limit_threads(launcher: DictConfig) -> None:
-    """A job of a cluster takes the cores that it was given, not all; torch, not imported yet, reads it from there."""
-    if launcher.get("cpus_per_task"):
-        os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task))
-
-
-def _check_device(cfg: DictConfig) -> None:
-    if cfg.get("trainer") is not None:
-        config.check_device(cfg.trainer)
 
 
 def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | str | None = None) -> DictConfig:
