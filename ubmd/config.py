@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -145,11 +145,11 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
         raise InputError(f"{label} needs {keys}: give it as {prefix}{lacking[0]}=VALUE")
 
 
-def build(cfg: DictConfig, key: str, **given: Any) -> Any:
+def build(cfg: DictConfig, key: str, *, complete: Callable[..., Any] | None = None, **given: Any) -> Any:
     """What a part of the configuration describes, e.g. ``build(cfg, "calibration.atomic")``.
 
-    What is completed later (``_partial_``) is completed by `given`, if any; else that replaces options. Lists and
-    mappings reach the classes as plain ones.
+    What is completed later (``_partial_``) is completed by `given`, if any; else that replaces options. `complete` is
+    called with what makes the part, and `given`. Lists and mappings reach the classes as plain ones.
 
     Raises InputError for a part that is absent and for a value that its class refuses, with the key as users type it.
     """
@@ -157,6 +157,8 @@ def build(cfg: DictConfig, key: str, **given: Any) -> Any:
     if node is None:
         raise InputError(f"{key} is not chosen; leave it at its default or give {key}=OPTION")
     try:
+        if complete is not None:
+            return complete(instantiate(node, _partial_=True, _convert_="all"), **given)
         if isinstance(node, DictConfig) and not node.get("_partial_"):
             return instantiate(node, _convert_="all", **given)
         made = instantiate(node, _convert_="all")

@@ -31,6 +31,7 @@ KEYS: Mapping[str, Any] = {
     "dtype": Literal["float32", "float64"],
     "device": str,
     "potential": str,
+    "allow": str | Sequence[str],
     "structures": str,
     "species": Literal["auto"] | Sequence[str],
     "alpha": float,

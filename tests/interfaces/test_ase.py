@@ -28,7 +28,8 @@ from ubmd.errors import InputError
 from ubmd.interfaces import ase as module
 from ubmd.interfaces.ase import UBMDCalculator, torch_device
 from ubmd.models.potential import Memory, Potential, Prediction
-from ubmd.uncertainty.checkpoint import TrainedPotential, load_potential, save_potential
+from ubmd.uncertainty.checkpoint import load_potential, save_potential
+from ubmd.uncertainty.potential import UncertainPotential
 
 CUTOFF = 4.0
 MODEL = {
@@ -82,11 +83,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(checkpoint: Path) -> TrainedPotential:
+def trained(checkpoint: Path) -> UncertainPotential:
     return load_potential(checkpoint)
 
 
-def direct(trained: TrainedPotential, atoms: Atoms, tau: float = 0.0, memory: Memory | None = None) -> Prediction:
+def direct(trained: UncertainPotential, atoms: Atoms, tau: float = 0.0, memory: Memory | None = None) -> Prediction:
     """The same without ASE, and with neighbours just to the cutoff."""
     potential = BiasedPotential(Potential(trained.model), trained.uncertainty, tau, window=3)
     return potential(collate([atoms], CUTOFF, dtype=torch.float64), memory, stress=bool(atoms.pbc.all()))
@@ -107,7 +108,7 @@ def count_evaluations(calc: UBMDCalculator, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("atoms", [molecules(1, 0)[0], crystals(1, 0)[0]], ids=["molecule", "crystal"])
-def test_equals_direct_evaluation(checkpoint: Path, trained: TrainedPotential, atoms: Atoms) -> None:
+def test_equals_direct_evaluation(checkpoint: Path, trained: UncertainPotential, atoms: Atoms) -> None:
     atoms = atoms.copy()
     atoms.calc = calc = UBMDCalculator(checkpoint)
     expected = direct(trained, atoms)
@@ -129,7 +130,7 @@ def test_equals_direct_evaluation(checkpoint: Path, trained: TrainedPotential, a
 
 @pytest.mark.parametrize("atoms", [molecules(1, 1)[0], crystals(1, 1)[0]], ids=["molecule", "crystal"])
 @pytest.mark.parametrize("tau", [0.0, 1.5])
-def test_derivatives_of_the_energy(trained: TrainedPotential, atoms: Atoms, tau: float) -> None:
+def test_derivatives_of_the_energy(trained: UncertainPotential, atoms: Atoms, tau: float) -> None:
     """With plain factors for strengths the biased forces and stress derive from the biased energy, too."""
     atoms = atoms.copy()
     crystal = bool(atoms.pbc.all())
@@ -154,7 +155,7 @@ def test_precision_is_the_models(tmp_path: Path) -> None:
     np.testing.assert_allclose(forces, double.get_property("forces", atoms), atol=1e-4)
 
 
-def test_uncertainties_only_when_asked_for(trained: TrainedPotential, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncertainties_only_when_asked_for(trained: UncertainPotential, monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = crystals(1, 3)[0]
     calc = UBMDCalculator(trained)
     seen = count_evaluations(calc, monkeypatch)
@@ -174,7 +175,7 @@ def test_uncertainties_only_when_asked_for(trained: TrainedPotential, monkeypatc
     assert seen == ["plain", "full", "full"]
 
 
-def test_bias_follows_the_trajectory(trained: TrainedPotential, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bias_follows_the_trajectory(trained: UncertainPotential, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows advance once for each new configuration, whatever is asked of it and in which order."""
     calc = UBMDCalculator(trained, tau=0.7, window=3)
     seen = count_evaluations(calc, monkeypatch)
@@ -196,7 +197,7 @@ def test_bias_follows_the_trajectory(trained: TrainedPotential, monkeypatch: pyt
     np.testing.assert_allclose(calc.get_property("forces", other), direct(trained, other).forces, atol=1e-10)
 
 
-def test_constraints_take_atoms_out_of_the_bias(trained: TrainedPotential) -> None:
+def test_constraints_take_atoms_out_of_the_bias(trained: UncertainPotential) -> None:
     free, held = UBMDCalculator(trained, tau=0.5, window=1), UBMDCalculator(trained, tau=0.5, window=1)
     atoms = molecules(1, 0)[0]
     plain = direct(trained, atoms).forces.numpy()
@@ -208,7 +209,9 @@ def test_constraints_take_atoms_out_of_the_bias(trained: TrainedPotential) -> No
     assert np.abs(forces - unconstrained)[[1, 2, 4]].max() > 1e-6, "another strength"
 
 
-def test_stress_refused_before_the_windows_advance(trained: TrainedPotential, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stress_refused_before_the_windows_advance(
+    trained: UncertainPotential, monkeypatch: pytest.MonkeyPatch
+) -> None:
     atoms = molecules(1, 5)[0]
     calc = UBMDCalculator(trained, tau=0.7)
     seen = count_evaluations(calc, monkeypatch)
@@ -218,7 +221,7 @@ def test_stress_refused_before_the_windows_advance(trained: TrainedPotential, mo
     assert seen == ["full"]
 
 
-def test_slab_has_forces_but_no_stress(trained: TrainedPotential) -> None:
+def test_slab_has_forces_but_no_stress(trained: UncertainPotential) -> None:
     slab = crystals(1, 6)[0]
     slab.pbc = (True, True, False)
     slab.calc = UBMDCalculator(trained)
@@ -231,7 +234,7 @@ def test_slab_has_forces_but_no_stress(trained: TrainedPotential) -> None:
     "atoms", [molecules(1, 7)[0], crystals(1, 7)[0].repeat((2, 1, 1))], ids=["molecule", "crystal"]
 )
 def test_skin_along_molecular_dynamics(
-    trained: TrainedPotential, atoms: Atoms, monkeypatch: pytest.MonkeyPatch
+    trained: UncertainPotential, atoms: Atoms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atoms = atoms.copy()
     listings: list[float] = []
@@ -257,7 +260,7 @@ def test_skin_along_molecular_dynamics(
     assert len(listings) in (before + 1, before + 2)
 
 
-def test_listed_anew_for_another_cell_or_structure(trained: TrainedPotential) -> None:
+def test_listed_anew_for_another_cell_or_structure(trained: UncertainPotential) -> None:
     calc = UBMDCalculator(trained, skin=2.0)
     first = crystals(1, 8)[0]
     larger = first.copy()
@@ -270,7 +273,7 @@ def test_listed_anew_for_another_cell_or_structure(trained: TrainedPotential) ->
         np.testing.assert_allclose(calc.get_property("forces", atoms), direct(trained, atoms).forces, atol=1e-10)
 
 
-def test_energy_is_conserved(trained: TrainedPotential) -> None:
+def test_energy_is_conserved(trained: UncertainPotential) -> None:
     """The energy of a microcanonical trajectory fluctuates with the square of the time step."""
 
     def fluctuation(dt: float) -> float:
@@ -286,7 +289,7 @@ def test_energy_is_conserved(trained: TrainedPotential) -> None:
     assert 3.3 < coarse / fine < 4.7
 
 
-def test_with_optimiser_and_constant_pressure(trained: TrainedPotential) -> None:
+def test_with_optimiser_and_constant_pressure(trained: UncertainPotential) -> None:
     crystal = crystals(1, 10)[0]
     crystal.calc = UBMDCalculator(trained)
     start = crystal.get_potential_energy()
@@ -321,7 +324,7 @@ def test_foreign_element(checkpoint: Path) -> None:
     )
 
 
-def test_useless_structures(trained: TrainedPotential) -> None:
+def test_useless_structures(trained: UncertainPotential) -> None:
     calc = UBMDCalculator(trained)
     atoms = molecules(1, 11)[0]
     calc.get_property("energy", atoms)
@@ -338,7 +341,7 @@ def test_useless_structures(trained: TrainedPotential) -> None:
         UBMDCalculator(trained, tau_stress=0.5).get_property("energy", molecules(1, 11)[0])
 
 
-def test_a_diverging_prediction_is_no_result(trained: TrainedPotential) -> None:
+def test_a_diverging_prediction_is_no_result(trained: UncertainPotential) -> None:
     atoms = molecules(1, 12)[0]
     calc = UBMDCalculator(trained, skin=10.0)
     calc.get_property("energy", atoms)
@@ -366,7 +369,7 @@ def test_bad_options(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 @pytest.mark.parametrize("atoms", [molecules(1, 0)[0], crystals(1, 0)[0]], ids=["molecule", "crystal"])
 def test_results_have_the_names_that_ase_accepts(
-    trained: TrainedPotential, atoms: Atoms, tau: float, tmp_path: Path
+    trained: UncertainPotential, atoms: Atoms, tau: float, tmp_path: Path
 ) -> None:
     """Whatever ASE does with results works after uncertainties were asked for: export, copies, writers, sums."""
     atoms = atoms.copy()
@@ -394,7 +397,7 @@ def test_results_have_the_names_that_ase_accepts(
         np.testing.assert_allclose(twice.get_property("forces", atoms), 2 * forces, atol=1e-10)
 
 
-def test_uncertainties_belong_to_the_structure(trained: TrainedPotential) -> None:
+def test_uncertainties_belong_to_the_structure(trained: UncertainPotential) -> None:
     """They are those of the structure asked about, whatever was evaluated before, also where something failed."""
     first, second = molecules(2, 13)
     calc = UBMDCalculator(trained)

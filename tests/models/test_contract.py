@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from tests.models import contract
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.gmnn import GMNN, AtomicOutput
+from ubmd.models.base import AtomicOutput
+from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
-from ubmd.models.readout import ReadoutTrace
 
 
 class Morse(nn.Module):
     """A pair potential with a smooth cutoff: shows that the checks ask for physics, not for one model."""
 
     cutoff = 4.2
+    by_pair_vectors = True
 
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         distance = torch.linalg.vector_norm(vectors, dim=-1)
@@ -24,7 +25,7 @@ class Morse(nn.Module):
         decay = (-1.3 * (distance - 1.2)).exp()
         inside = (1 - distance / self.cutoff).clamp(min=0.0).square()
         energies = (strength * (decay.square() - 2 * decay) * inside).sum(1)
-        return AtomicOutput(energies, ReadoutTrace((), ()))
+        return AtomicOutput(energies)
 
 
 def gmnn(**options: object) -> Potential:
@@ -83,7 +84,7 @@ class Broken(Morse):
         elif self.mistake == "jump":
             inside = torch.linalg.vector_norm(vectors, dim=-1) < self.cutoff
             energies = energies + 1e-4 * inside.sum(1)
-        return AtomicOutput(energies, output.trace)
+        return AtomicOutput(energies)
 
 
 @pytest.mark.parametrize(

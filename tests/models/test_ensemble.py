@@ -16,7 +16,8 @@ from tests.models import contract
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import EpochSampler, GrowingDataModule
 from ubmd.errors import InputError
-from ubmd.models.ensemble import Ensemble, EnsembleOutput, member_seed
+from ubmd.models.base import EnsembleOutput
+from ubmd.models.ensemble import Ensemble, member_seed
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
 from ubmd.training.loss import SquaredLoss
@@ -33,16 +34,22 @@ def ensemble(seed: int = 4) -> Ensemble:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-        model.energy_unit.fill_(0.6)
-        model.shift.add_(torch.tensor([-1.0, -3.0, -5.0], dtype=torch.float64))
+        model.stack.energy_unit.fill_(0.6)
+        model.stack.shift.add_(torch.tensor([-1.0, -3.0, -5.0], dtype=torch.float64))
     return model
+
+
+def member_state(model: Ensemble, member: int) -> dict[str, Tensor]:
+    """The state of one member as a network of its own."""
+    names = {name for name, _ in model.stack.named_parameters()}
+    return {k: v[member] if k in names else v for k, v in model.stack.state_dict().items()}
 
 
 def members(model: Ensemble) -> list[GMNN]:
     """The members as networks of their own."""
     alone = [MEMBER(contract.SPECIES, seed=99).double() for _ in range(model.n_members)]
     for j, network in enumerate(alone):
-        network.load_state_dict(model.member_state(j))
+        network.load_state_dict(member_state(model, j))
     return alone
 
 
@@ -95,7 +102,7 @@ def test_members_start_differently_and_from_the_seed_alone() -> None:
             assert not torch.equal(a[0], a[1])
             assert not torch.equal(a, c)
     expected = MEMBER(contract.SPECIES, seed=member_seed(1, 2)).state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in first.member_state(2).items())
+    assert all(torch.equal(v, expected[k]) for k, v in member_state(first, 2).items())
     assert len({member_seed(s, j) for s in range(50) for j in range(4)}) == 200
 
 
@@ -126,7 +133,7 @@ def test_gradients_of_the_loss_do_not_mix() -> None:
             continue
         expected = loss_gradients(network, batch.select(own))
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name][j], gradient, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found[f"stack.{name}"][j], gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_sampler_gives_each_member_all_structures_in_its_own_order() -> None:
@@ -189,7 +196,7 @@ def test_training_the_ensemble_is_training_its_first_member(clip: float | None) 
     """Several epochs of Adam with mini-batches: the first member's weights are those of a fit without the others."""
     model = Ensemble(["Cu", "Au"], MEMBER, seed=5).double()
     alone = MEMBER(["Cu", "Au"], seed=0).double()
-    alone.load_state_dict(model.member_state(0))
+    alone.load_state_dict(member_state(model, 0))
     before = copy.deepcopy(model.state_dict())
     for network, data in ((model, datamodule(M)), (alone, datamodule(1))):
         batch = data.split("train")
@@ -197,7 +204,7 @@ def test_training_the_ensemble_is_training_its_first_member(clip: float | None) 
         network.fit_scale_shift(batch.energy, network.composition(batch))
         trainer(3, clip).fit(PotentialModule(network), data)  # pyright: ignore[reportArgumentType]
     for name, value in alone.state_dict().items():
-        torch.testing.assert_close(model.member_state(0)[name], value, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(member_state(model, 0)[name], value, rtol=1e-6, atol=1e-9)
     for name, value in model.named_parameters():
         assert all((value[j] != before[name][j]).any() for j in range(M)), f"{name} of a member was not trained"
         assert (value[1] != value[0]).any()
@@ -216,10 +223,10 @@ def test_scale_and_shift_are_those_of_one_network() -> None:
     energy = composition.double() @ torch.tensor([-10.0, -800.0, -2000.0]).double() + 0.1 * torch.arange(4)
     for m in (model, network):
         m.fit_scale_shift(energy, composition)
-    assert torch.equal(model.energy_unit, network.energy_unit)
+    assert torch.equal(model.stack.energy_unit, network.energy_unit)
     for j in range(M):
-        assert torch.equal(model.shift[j], network.shift)
-        assert (model.scale[j] == 1).all()
+        assert torch.equal(model.stack.shift[j], network.shift)
+        assert (model.stack.scale[j] == 1).all()
 
 
 def test_one_member_is_refused() -> None:

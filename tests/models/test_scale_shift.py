@@ -9,8 +9,9 @@ from ase import Atoms
 
 from ubmd.data.batch import collate
 from ubmd.models.ensemble import Ensemble
-from ubmd.models.gmnn import GMNN, ShiftedModel
+from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
+from ubmd.models.scale_shift import ShiftedModel
 
 SPECIES = ["H", "C", "O"]
 ATOMIC_ENERGIES = np.array([-13.7, -1030.2, -2043.9])
@@ -95,7 +96,7 @@ def test_scale_and_unit_multiply_the_network() -> None:
     """E_i = c (rho y_i + mu), species by species."""
     batch = collate([Atoms("OH2", [[0, 0, 0], [1, 0, 0], [0, 1.1, 0]])], 4.0, dtype=torch.float64)
     model = GMNN(["H", "O"], cutoff=4.0, n_basis=2, hidden=(4,)).double()
-    y = model(batch.vectors(), batch).trace.output.detach()
+    y = model(batch.vectors(), batch).layers.output.detach()
     with torch.no_grad():
         model.scale.copy_(torch.tensor([2.0, 3.0]))
         model.shift.copy_(torch.tensor([5.0, 7.0]))

@@ -86,7 +86,7 @@ def test_large_atomic_energies_do_not_drown_the_deviation() -> None:
     """In float32 an atomic energy of -2000 eV is known to 0.1 meV; what the members differ by is kept apart."""
     model = ensemble()
     with torch.no_grad():
-        model.shift[:] = torch.tensor([-20.0, -1500.0, -3000.0], dtype=torch.float64)
+        model.stack.shift[:] = torch.tensor([-20.0, -1500.0, -3000.0], dtype=torch.float64)
     batch = batch_of([contract.molecule()])
     exact = evaluate(model, EnsembleUncertainty(model), batch)[0]
     single = model.float()
@@ -160,5 +160,5 @@ def test_fit_forgets_the_calibration() -> None:
 def test_wrong_pairs_of_model_and_uncertainty() -> None:
     with pytest.raises(InputError, match=r"needs model=ensemble, got a GMNN"):
         EnsembleUncertainty(GMNN(["H"]))
-    with pytest.raises(InputError, match=r"Ensemble has none .*uncertainty=ensemble"):
+    with pytest.raises(InputError, match=r"Ensemble shows no features .*uncertainty=ensemble"):
         FeatureUncertainty(SketchedGradients, ensemble())

@@ -18,6 +18,7 @@ from ubmd.uncertainty import (
     CalibrationData,
     ConformalCalibration,
     FeatureUncertainty,
+    LastLayer,
     SketchedGradients,
     calibrate,
 )
@@ -62,8 +63,7 @@ def explicit_features(uncertainty: FeatureUncertainty, model: GMNN, batch: Atomi
     for index in range(batch.n_systems):
         alone = batch.select(torch.tensor([index]))
         with torch.no_grad():
-            trace = model(alone.vectors(), alone).trace
-            out.append(uncertainty.features(model.readout, trace))
+            out.append(uncertainty.features(model(alone.vectors(), alone)))
     return out
 
 
@@ -116,8 +116,13 @@ def test_before_fit(model: GMNN) -> None:
 
 
 def test_model_without_readout() -> None:
-    with pytest.raises(InputError, match="Linear has none"):
+    with pytest.raises(InputError, match="the model Linear shows no features"):
         FeatureUncertainty(SketchedGradients, nn.Linear(2, 2))
+    model = nn.Linear(2, 2)
+    model.n_features = 5  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="the model Linear shows no layers"):
+        FeatureUncertainty(SketchedGradients, model)
+    assert FeatureUncertainty(LastLayer, model).n_features == 6
 
 
 def test_calibrated_uncertainties_cover_the_errors(model: GMNN) -> None:

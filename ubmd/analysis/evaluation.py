@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from torch import nn
 
 from ubmd.analysis.figures import calibration_scatter
-from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import collate
 from ubmd.data.labels import has_stress
-from ubmd.models.potential import Potential, Prediction
-from ubmd.uncertainty.base import Uncertainty
+from ubmd.models.potential import Prediction
 from ubmd.uncertainty.calibration import AtomicCalibration, CalibrationData, ConformalCalibration, Factors
+from ubmd.uncertainty.potential import UncertainPotential
 from ubmd.units import MPA
 
 __all__ = [
@@ -88,8 +86,7 @@ class Evaluation:
 
 
 def evaluate_structures(
-    model: nn.Module,
-    uncertainty: Uncertainty,
+    potential: UncertainPotential,
     structures: Sequence[Atoms],
     *,
     batch_size: int,
@@ -98,14 +95,12 @@ def evaluate_structures(
     """Predicts labelled structures with uncertainties, in the model's precision and on its device.
 
     Args:
-        model: the model of atomic energies.
-        uncertainty: of the model, fitted.
+        potential: with its uncertainty.
         structures: with ``REF_energy`` and ``REF_forces``, at least one.
         batch_size: structures evaluated at once.
         on_batch: called with the number of structures done.
     """
-    weights = next(model.parameters())
-    potential = BiasedPotential(Potential(model), uncertainty, tau=0.0).to(weights.device)
+    weights = next(potential.model.parameters())
     known = [has_stress(a) for a in structures]
     stress = any(known)
     predictions: list[Prediction] = []

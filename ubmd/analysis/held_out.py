@@ -51,6 +51,7 @@ def draw_errors(
     *,
     batch_size: int,
     device: torch.device,
+    allow: Sequence[str] = (),
 ) -> None:
     """Draws ``error_by_<variable>.png``, the errors of rounds' potentials against a variable, unless it is there.
 
@@ -61,6 +62,7 @@ def draw_errors(
         system: that the run studied; its variables in the plane of the coverage are left out.
         batch_size: structures evaluated at once.
         device: to evaluate on.
+        allow: what the potentials may name, see :func:`~ubmd.uncertainty.checkpoint.load_potential`.
     """
     files = {name: store.figures / f"error_by_{name}.png" for name in drawn_alone(system.variables)}
     values = {}
@@ -74,8 +76,8 @@ def draw_errors(
         return
     errors = {}
     for index in rounds:
-        trained = load_potential(store.folder(index).model, device=device)
-        found = evaluate_structures(trained.model, trained.uncertainty, structures, batch_size=batch_size)
+        trained = load_potential(store.folder(index).model, device=device, allow=allow)
+        found = evaluate_structures(trained, structures, batch_size=batch_size)
         errors[f"round {index}"] = squared_errors(found)
     for name, found in values.items():
         axis = variable_axis(name, system.variables[name], system.states)

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
-from torch import Tensor, nn
+from torch import Tensor
 
 from ubmd.bias.quantity import BiasQuantity, TotalUncertainty
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, differentiate
 from ubmd.uncertainty.base import Uncertainty
+from ubmd.uncertainty.potential import UncertainPotential
 
 __all__ = ["BiasedPotential"]
 
@@ -24,7 +25,7 @@ STRESS_WINDOW = "bias_stress_window"
 STEPS = "bias_steps"
 
 
-class BiasedPotential(nn.Module):
+class BiasedPotential(UncertainPotential):
     """A potential minus a multiple of its uncertainty, E - tau u (Eq. 5); itself a potential.
 
     Biased forces are F + tau_t w_Z grad u (Eq. 6) and the biased stress is sigma - tau'_t (1/V) du/deps
@@ -71,11 +72,9 @@ class BiasedPotential(nn.Module):
         rescale: bool = True,
         quantity: BiasQuantity | None = None,
     ):
-        super().__init__()
+        super().__init__(potential, uncertainty)
         if not isinstance(window, int) or window < 1:
             raise InputError(f"bias.window must be a whole number of steps, at least 1, got {window!r}")
-        self.potential = potential
-        self.uncertainty = uncertainty
         self.tau = _strength("tau", tau)
         self.tau_stress = _strength("tau_stress", tau_stress)
         self.window = window
@@ -84,9 +83,9 @@ class BiasedPotential(nn.Module):
         self.register_buffer("weights", _weights(species_weights or {}), persistent=False)
 
     @property
-    def cutoff(self) -> float:
-        """Cutoff of the unbiased potential, Å."""
-        return self.potential.cutoff
+    def biased(self) -> bool:
+        """Whether energy, forces and stress differ from the potential's own."""
+        return self.tau > 0 or self.tau_stress > 0
 
     @property
     def acts_on_cell(self) -> str | None:
@@ -105,30 +104,27 @@ class BiasedPotential(nn.Module):
         Raises:
             ValueError: if ``memory`` belongs to other walkers or another window.
         """
-        biased = self.tau > 0 or self.tau_stress > 0
-        with torch.enable_grad():
-            output, vectors = self.potential.atoms(batch)
-            with torch.set_grad_enabled(biased):
-                uncertainty, atomic = self.uncertainty(self.potential.model, output, vectors, batch)
-                followed = self.quantity(uncertainty, atomic, batch)
-            slope = differentiate(followed, vectors, batch, retain_graph=True) if biased else None
-            energy = batch.sum_atoms(output.energies.double())
-            gradient, strain = differentiate(energy, vectors, batch)
         wanted = stress or (self.rescale and self.tau_stress > 0)
+        if not self.biased:
+            return super().forward(batch, memory, stress=wanted)
+        with torch.enable_grad():
+            output, leaf = self.potential.atoms(batch)
+            uncertainty, atomic = self.uncertainty(self.model, output, leaf, batch)
+            followed = self.quantity(uncertainty, atomic, batch)
+            slope, strain_slope = differentiate(followed, leaf, batch, retain_graph=True)
+            energy = batch.sum_atoms(output.energies.double())
+            gradient, strain = differentiate(energy, leaf, batch)
         plain = Prediction(
             energy=energy.detach(),
-            forces=-gradient.detach(),
-            stress=batch.per_volume(strain.detach()) if wanted else None,
+            forces=-gradient,
+            stress=batch.per_volume(strain) if wanted else None,
             uncertainty=uncertainty.detach(),
             atomic_uncertainty=atomic.detach(),
             tau=torch.zeros_like(uncertainty),
             bias_energy=torch.zeros_like(energy),
             memory=memory,
         )
-        if slope is None:
-            return plain
-        followed, slope, strain_slope = followed.detach().double(), slope[0].detach(), slope[1].detach()
-        return self._add_bias(plain, followed, strain.detach(), slope, strain_slope, batch)
+        return self._add_bias(plain, followed.detach().double(), strain, slope, strain_slope, batch)
 
     def _add_bias(
         self,

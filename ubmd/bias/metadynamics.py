@@ -10,13 +10,13 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, WalkerPotential
 from ubmd.observables.base import CollectiveVariable, Structures, derivatives
 from ubmd.schema import MAY_BE_INFINITE
 from ubmd.uncertainty.base import Uncertainty
+from ubmd.uncertainty.potential import UncertainPotential
 from ubmd.units import KB
 
 __all__ = ["Metadynamics", "hills"]
@@ -105,7 +105,7 @@ class Metadynamics(nn.Module):
                 raise InputError(f"bias.{name} must be one positive number, got {value}")
         if not bias_factor > 1:
             raise InputError(f"bias.bias_factor must exceed 1 (inf for hills of equal height), got {bias_factor}")
-        self.base = potential if uncertainty is None else BiasedPotential(potential, uncertainty, tau=0.0)  # pyright: ignore[reportArgumentType]
+        self.base = potential if uncertainty is None else UncertainPotential(potential, uncertainty)  # pyright: ignore[reportArgumentType]
         self.variables = dict(variables)
         self.height, self.stride, self.capacity, self.shared = float(height), stride, capacity, shared
         self.bias_factor = float(bias_factor)

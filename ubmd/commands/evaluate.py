@@ -38,10 +38,10 @@ def evaluate(cfg: DictConfig) -> float:
         if isinstance(cfg[name], bool | str) or not low < cfg[name] < high:
             raise InputError(f"{name}={cfg[name]} must be above {low}" + (" and below 1" if high == 1 else ""))
     device = torch_device(cfg.device)
-    trained = load_potential(str(cfg.potential), device=device)
+    trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])
     structures = read_labelled(str(cfg.structures))
     for number, atoms in enumerate(structures):
-        known = trained.model.species.tolist()
+        known = trained.species
         check_elements(atoms, known, f"structure {number} of {cfg.structures}", cfg.potential)
     folder = Path(cfg.paths.run)
     open_run(
@@ -55,8 +55,7 @@ def evaluate(cfg: DictConfig) -> float:
     with run_progress() as progress:
         with progress.stage("structures", len(structures)) as stage:
             found = evaluate_structures(
-                trained.model,
-                trained.uncertainty,
+                trained,
                 structures,
                 batch_size=int(cfg.batch_size),
                 on_batch=lambda done: stage.update(done, len(structures)),

@@ -17,6 +17,7 @@ from ubmd.data.files import DataFiles
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError
 from ubmd.interruption import shielded
+from ubmd.models.base import n_members
 from ubmd.progress import RunProgress, run_progress
 from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
@@ -92,7 +93,7 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
         stress=stress,
         dtype=made.dtype,
         seed=seed,
-        members=model.n_members,
+        members=n_members(model),
     )
     check_test(plain(cfg.reference), system, datamodule.test_structures)
     check_trainer(fits, limits, system, datamodule)

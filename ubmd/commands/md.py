@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -22,12 +23,13 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.errors import InputError, StoppedShort
 from ubmd.interfaces.ase import check_elements, torch_device
-from ubmd.models.potential import Potential, WalkerPotential
+from ubmd.models.potential import WalkerPotential
 from ubmd.progress import RunProgress, run_progress
 from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 from ubmd.systems.system import System
-from ubmd.uncertainty.checkpoint import TrainedPotential, load_potential
+from ubmd.uncertainty.checkpoint import load_potential
+from ubmd.uncertainty.potential import UncertainPotential
 
 __all__ = ["run_md", "walkers_table"]
 
@@ -47,8 +49,8 @@ def run_md(cfg: DictConfig) -> None:
     _check_plain_settings(cfg)
     device = torch_device(cfg.device)
     exploration: Explorer = build(cfg, "dynamics")
-    trained = load_potential(str(cfg.potential), device=device)
-    parts = {"potential": Potential(trained.model), "uncertainty": trained.uncertainty}
+    trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])
+    parts = {"potential": trained.potential, "uncertainty": trained.uncertainty}
     potential: WalkerPotential = build(cfg, "bias", **parts).to(device)
     exploration.check_bias(potential)
     starts = _starts(cfg, trained)
@@ -98,14 +100,15 @@ def _check_plain_settings(cfg: DictConfig) -> None:
         raise InputError("logger: `ubmd md` logs to no logger, its results are in trajectory.h5; leave it out")
 
 
-def _starts(cfg: DictConfig, trained: TrainedPotential) -> list[Atoms]:
+def _starts(cfg: DictConfig, trained: UncertainPotential) -> list[Atoms]:
     """The structures to start from, all of the same atoms in the same order, known to the potential, the same fixed."""
     path = cfg.system.structure
     structures = read_structures(path) if isinstance(path, str) else None
-    system: System = build(cfg, "system", **({} if structures is None else {"structure": structures[0]}))
+    given: dict[str, Any] = {} if structures is None else {"structure": structures[0]}
+    system: System = build(cfg, "system", **given)
     structures = structures or [system.atoms]
     name = path if isinstance(path, str) else "system.structure"
-    known = trained.model.species.tolist()
+    known = trained.species
     for number, atoms in enumerate(structures):
         what = f"structure {number} of {name}"
         check_elements(atoms, known, what, cfg.potential)

@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 
 from ubmd.config import build, plain
 from ubmd.errors import InputError
+from ubmd.models.scale_shift import make_model
 from ubmd.rounds.fit import Fitting
 from ubmd.rounds.run import Calibration, Potentials
 from ubmd.training.module import PotentialModule
-from ubmd.uncertainty.checkpoint import check_parts
+from ubmd.uncertainty.parts import check_parts
 
 __all__ = ["checked_dtype", "checked_seed", "fitting", "potentials"]
 
@@ -70,7 +71,7 @@ def potentials(cfg: DictConfig, species: Sequence[str]) -> Potentials:
     for part in ("model", "uncertainty"):
         check_parts(plain(cfg[part]), part)
     return Potentials(
-        model=partial(build, cfg, "model"),
+        model=partial(build, cfg, "model", complete=make_model),
         training=_training(cfg),
         uncertainty=partial(build, cfg, "uncertainty"),
         calibration=Calibration(build(cfg, "calibration.atomic"), build(cfg, "calibration.total")),

@@ -23,6 +23,7 @@ from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.elements import species_numbers
 from ubmd.data.files import DataFiles
 from ubmd.errors import InputError
+from ubmd.models.base import n_members
 from ubmd.progress import RunProgress, run_progress
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.fit import Fit, Fitting, fit_and_predict, set_up_lightning
@@ -32,6 +33,7 @@ from ubmd.runs.store import RoundStore
 from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
+from ubmd.uncertainty.parts import foreign_parts
 
 __all__ = ["train"]
 
@@ -107,7 +109,7 @@ def _prepare(cfg: DictConfig) -> _Job:
         stress=module.stress,
         dtype=dtype,
         seed=seed,
-        members=model.n_members,
+        members=n_members(model),
     )
     if cfg.training.get("start") is None:  # else it may know elements that are not trained on
         files.check_trained(datamodule)
@@ -153,11 +155,9 @@ def _fit(job: _Job, folder: Path, loggers: list[Logger], progress: RunProgress) 
     if datamodule.test_structures:
         held_out["test"] = datamodule.test_structures
     # what is reported is what was saved
-    potential = load_potential(folder / "model.ckpt", device=fit.device)
+    potential = load_potential(folder / "model.ckpt", device=fit.device, allow=foreign_parts(*job.configs.values()))
     size = datamodule.evaluation_batch_size
-    found = {
-        k: evaluate_structures(potential.model, potential.uncertainty, v, batch_size=size) for k, v in held_out.items()
-    }
+    found = {k: evaluate_structures(potential, v, batch_size=size) for k, v in held_out.items()}
     half = {
         k: half_confidence(evaluation, found["valid"], atomic=atomic, total=total) for k, evaluation in found.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.inherit import free_atoms
 from ubmd.data.io import check_structure
 from ubmd.errors import InputError
-from ubmd.models.potential import Memory, Potential, Prediction
-from ubmd.uncertainty.checkpoint import TrainedPotential, load_potential
+from ubmd.models.potential import Memory, Prediction
+from ubmd.uncertainty.checkpoint import load_potential
+from ubmd.uncertainty.potential import UncertainPotential
 
 __all__ = ["UBMDCalculator", "check_elements", "torch_device"]
 
@@ -64,6 +65,7 @@ class UBMDCalculator(Calculator):
         window: N of Eq. 8, in evaluations.
         species_weights: factors of the bias force on atoms of a chemical symbol, 1 where not given.
         rescale: apply Eq. 8; False takes the strengths as plain factors from the first evaluation.
+        allow: packages whose models and uncertainties the file may name, see ``load_potential``.
 
     Raises:
         InputError: if the file, the device or an option is of no use; on evaluation, if a structure
@@ -76,7 +78,7 @@ class UBMDCalculator(Calculator):
 
     def __init__(
         self,
-        potential: str | Path | TrainedPotential,
+        potential: str | Path | UncertainPotential,
         *,
         device: torch.device | str = "cpu",
         skin: float = 0.5,
@@ -85,19 +87,19 @@ class UBMDCalculator(Calculator):
         window: int = 100,
         species_weights: Mapping[str, float] | None = None,
         rescale: bool = True,
+        allow: str | Sequence[str] = (),
     ):
         super().__init__()
         if not 0 <= skin < np.inf:
             raise InputError(f"skin must be zero or a positive length in Å, got {skin}")
         device = torch_device(device)
         self._name = "the potential"
-        if not isinstance(potential, TrainedPotential):
+        if not isinstance(potential, UncertainPotential):
             self._name = str(potential)
-            potential = load_potential(potential, device=device)
-        plain = Potential(potential.model)
+            potential = load_potential(potential, device=device, allow=allow)
         self._model = potential.model
         self._potential = BiasedPotential(
-            plain, potential.uncertainty, tau, tau_stress, window, species_weights, rescale
+            potential.potential, potential.uncertainty, tau, tau_stress, window, species_weights, rescale
         ).to(device)
         self._skin = skin
         self._listed: _Listed | None = None
@@ -130,7 +132,7 @@ class UBMDCalculator(Calculator):
     @property
     def biased(self) -> bool:
         """Whether energy, forces and stress include a bias."""
-        return self._potential.tau > 0 or self._potential.tau_stress > 0
+        return self._potential.biased
 
     def calculate(
         self,
@@ -174,7 +176,7 @@ class UBMDCalculator(Calculator):
         listed = self._listed
         if listed is None or not listed.same_composition(atoms):
             check_structure(atoms, "the structure")
-            check_elements(atoms, self._model.species.tolist(), "the structure", self._name)
+            check_elements(atoms, self._potential.species, "the structure", self._name)
             if self._potential.tau_stress > 0 and not atoms.pbc.all():
                 raise InputError(
                     f"tau_stress={self._potential.tau_stress} needs a structure that is periodic in three "

@@ -1,36 +1,25 @@
-"""An ensemble of Gaussian-moment neural networks as one module (Eqs. 22 and 23 start from it)."""
+"""An ensemble of any model as one module (Eqs. 22 and 23 start from it)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN, AtomicOutput, ShiftedModel
-from ubmd.models.readout import BIAS_FACTOR, SILU_SCALE, ReadoutTrace
+from ubmd.models.base import AtomicOutput, EnsembleOutput, by_pair_vectors, parameter_groups
+from ubmd.models.scale_shift import ShiftedModel, make_model, worn
 
-__all__ = ["Ensemble", "EnsembleOutput", "StackedReadout", "member_seed"]
+__all__ = ["Ensemble", "ModuleStack", "member_seed"]
+
+log = logging.getLogger(__name__)
 
 MOST_MEMBERS = 100
-
-
-@dataclass(frozen=True)
-class EnsembleOutput(AtomicOutput):
-    """What all members say about each atom; ``energies`` is their mean and ``trace`` is empty."""
-
-    offset: Tensor
-    """[n_atoms] eV, float64, the part of the atomic energy that the members share: unit times mean shift. Kept
-    apart because the members differ by meV where it may be a thousand eV."""
-    members: Tensor
-    """[n_members, n_atoms] eV, the members' atomic energies without ``offset``."""
-    vectors: Tensor
-    """[n_members, n_atoms, k, 3] Å, a copy of the pair vectors for each member: one reverse pass from the sum
-    of ``members`` gives the derivatives of every member apart."""
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -38,124 +27,158 @@ def member_seed(seed: int, member: int) -> int:
     return int(np.random.SeedSequence([seed, member]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class StackedReadout(nn.Module):
-    """The readouts of several networks, each parameter stacked along a first axis [n_members, ...].
-
-    Args:
-        members: the networks.
-    """
-
-    def __init__(self, members: Sequence[GMNN]):
-        super().__init__()
-        readouts = [m.readout for m in members]
-        n_layers = len(readouts[0].weights)
-        self.weights = nn.ParameterList(_stack([r.weights[k] for r in readouts]) for k in range(n_layers))
-        self.biases = nn.ParameterList(_stack([r.biases[k] for r in readouts]) for k in range(n_layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Representations [n_members, n, d_0], a set of atoms for each network, to outputs [n_members, n] (Eq. 9)."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                x = SILU_SCALE * nn.functional.silu(x)
-            x = torch.baddbmm(BIAS_FACTOR * bias[:, None], x * weight.shape[2] ** -0.5, weight.transpose(1, 2))
-        return x.squeeze(-1)
-
-
-class Ensemble(ShiftedModel):
-    """Several networks that differ in their initial weights and the order of their training data.
+class Ensemble(nn.Module):
+    """Several models that differ in their initial weights and the order of their training data.
 
     A batch without ``member`` is predicted by all of them: atomic energies, hence forces and stress, are the
-    means, and the output is an :class:`EnsembleOutput`. In a batch with ``member`` each structure is predicted
-    by that member alone. That is how the ensemble is trained: the mini-batches of the members, each in its own
-    order, come as one batch, and since no parameter is shared, the loss summed over it has for each member the
-    gradient of the member's own loss. Adam treats every number by itself, so a step equals a step of each
+    means, and the output is an :class:`~ubmd.models.base.EnsembleOutput`. In a batch with ``member`` each structure
+    is predicted by that member alone. That is how the ensemble is trained: the mini-batches of the members, each in
+    its own order, come as one batch, and since no parameter is shared, the loss summed over it has for each member
+    the gradient of the member's own loss. Adam treats every number by itself, so a step equals a step of each
     member alone.
 
-    Parameters are named as in the network, with the member as their first axis.
+    Parameters are in ``stack``, named as in the member, with the member as their first axis.
 
     Args:
         species: chemical symbols that the model knows.
-        member: makes a network, e.g. a partial of :class:`~ubmd.models.gmnn.GMNN`.
-        n_members: number of networks.
+        member: makes a model, e.g. a partial of :class:`~ubmd.models.gmnn.GMNN`.
+        n_members: number of models.
         seed: of the initial weights.
 
     Raises:
         InputError: for fewer than two members, or very many.
     """
 
-    def __init__(self, species: Sequence[str], member: Callable[..., GMNN], n_members: int = 3, seed: int = 0):
+    def __init__(self, species: Sequence[str], member: Callable[..., nn.Module], n_members: int = 3, seed: int = 0):
         super().__init__()
         if n_members < 2:
             raise InputError(f"model.n_members={n_members} must be at least 2; use model=gmnn for one network")
         if n_members > MOST_MEMBERS:
             raise InputError(f"model.n_members={n_members} must be at most {MOST_MEMBERS}")
-        members = [member(species=species, seed=member_seed(seed, j)) for j in range(n_members)]
-        first = members[0]
+        members = [make_model(member, species=species, seed=member_seed(seed, j)) for j in range(n_members)]
         self.n_members = n_members
-        self.cutoff = first.cutoff
-        self.register_buffer("species", first.species)
-        self.register_buffer("index", first.index, persistent=False)
-        self.register_buffer("energy_unit", first.energy_unit)
-        self.moments, self.contractions = first.moments, first.contractions
-        self.beta = _stack([m.beta for m in members])
-        self.readout = StackedReadout(members)
-        self.scale = _stack([m.scale for m in members])
-        self.shift = _stack([m.shift for m in members])
+        self.cutoff: float = members[0].cutoff  # pyright: ignore[reportAttributeAccessIssue]
+        self.by_pair_vectors = by_pair_vectors(members[0])
+        self.stack = getattr(members[0], "stack", ModuleStack)(members)
 
-    def member_state(self, member: int) -> dict[str, Tensor]:
-        """The ``state_dict`` of one member as a network of its own."""
-        names = {name for name, _ in self.named_parameters()}
-        return {k: v[member] if k in names else v for k, v in self.state_dict().items()}
+    def forward(self, *geometry: Tensor | AtomicBatch) -> AtomicOutput:
+        """Atomic energies of all members or of the one of each structure; called as a member is."""
+        return self.stack(*geometry)
 
-    def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
-        """Atomic energies from pair vectors [n_atoms, k, 3] Å, of all members or of the one of each structure."""
-        species = self.index[batch.numbers]
-        others = species[batch.neighbours]
-        trace = ReadoutTrace((), ())
-        if batch.member is not None:
-            owner = batch.member[batch.system_idx]
-            representation = self._representation(vectors, species, others, owner)
-            outputs = self._grouped_readout(representation, owner)
-            energies = self.energy_unit * self.scale[owner, species] * outputs
-            return AtomicOutput(energies.double() + self.shifts()[owner, species], trace)
-        m, n = self.n_members, len(species)
-        copies = vectors.expand(m, *vectors.shape)
-        owner = torch.arange(m, device=species.device).repeat_interleave(n)
-        representation = self._representation(copies.flatten(0, 1), species.repeat(m), others.repeat(m, 1), owner)
-        outputs = self.readout(representation.view(m, n, -1))
-        shifts = self.shifts()
-        common = shifts.mean(0)
-        apart = (shifts - common).to(outputs)  # small, so that the members' precision is enough
-        members = self.energy_unit * self.scale[:, species] * outputs + apart[:, species]
-        offset = common[species]
-        return EnsembleOutput(offset + members.mean(0), trace, offset, members, copies)
+    @property
+    def _shifted(self) -> ShiftedModel:
+        """What has the atomic energies, those of all members."""
+        return getattr(self.stack, "network", self.stack)  # pyright: ignore[reportReturnType]
 
-    def _representation(self, vectors: Tensor, species: Tensor, others: Tensor, owner: Tensor) -> Tensor:
-        """Invariants [n, n_features] of atoms [n] by the radial functions of the members [n] that own them."""
-        beta = self.beta.flatten(0, 1).index_select(0, owner * len(self.species) + species)
-        return self.contractions(self.moments(vectors, others, beta))
+    @property
+    def species(self) -> Tensor:
+        """[n_species] atomic numbers that the members know."""
+        return self._shifted.species
 
-    def _grouped_readout(self, representation: Tensor, owner: Tensor) -> Tensor:
-        """Outputs [n] of atoms by the members [n] that own them, in one product padded to the largest group."""
-        counts = torch.bincount(owner, minlength=self.n_members)
-        order = torch.argsort(owner, stable=True)
-        rank = torch.empty_like(owner)
-        rank[order] = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
-        width = int(counts.max())
-        slot = owner * width + rank
-        padded = representation.new_zeros(self.n_members * width, representation.shape[1])
-        padded = padded.index_copy(0, slot, representation)
-        return self.readout(padded.view(self.n_members, width, -1)).flatten()[slot]
+    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
+        """Sets the atomic energies of all members, see :class:`~ubmd.models.scale_shift.ShiftedModel`."""
+        self._shifted.fit_scale_shift(energy, composition)
+
+    def correct_shift(self, missing: Tensor, composition: Tensor) -> None:
+        """Adds to the atomic energies of all members, see :class:`~ubmd.models.scale_shift.ShiftedModel`."""
+        self._shifted.correct_shift(missing, composition)
+
+    def composition(self, batch: AtomicBatch) -> Tensor:
+        """[n_systems, n_species] number of atoms of each species."""
+        return self._shifted.composition(batch)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""
-        return {
-            "readout": list(self.readout.parameters()),
-            "representation": [self.beta],
-            "shift": [self.shift],
-            "scale": [self.scale],
-        }
+        """The groups of a member, of all members together."""
+        return parameter_groups(self._shifted)
 
 
-def _stack(parameters: Sequence[Tensor]) -> nn.Parameter:
-    return nn.Parameter(torch.stack([p.detach() for p in parameters]))
+class ModuleStack(nn.Module):
+    """Several models of one class, each parameter stacked along a first axis [n_members, ...].
+
+    All members at once are evaluated by ``torch.func.vmap``, or one after another if the model does something that
+    cannot be.
+
+    Args:
+        members: the models; the first becomes the stack. What they hold besides parameters must be the same.
+
+    Raises:
+        InputError: if buffers differ.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self.n_members = len(members)
+        self.network = members[0]
+        self._stacks = True
+        _check_buffers(members)
+        columns = [dict(m.named_parameters()) for m in members]
+        for name, first in columns[0].items():
+            values = torch.stack([column[name].detach() for column in columns])
+            owner, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(owner), last, nn.Parameter(values, requires_grad=first.requires_grad))
+
+    def forward(self, *geometry: Tensor | AtomicBatch) -> AtomicOutput:
+        """Atomic energies of all members or of the one of each structure."""
+        batch = geometry[-1]
+        assert isinstance(batch, AtomicBatch)
+        vectors = geometry[0] if len(geometry) == 2 else None
+        assert vectors is None or isinstance(vectors, Tensor)
+        if batch.member is not None:
+            return AtomicOutput(self._each(vectors, batch, batch.member))
+        leaves = (batch.positions, batch.cell) if vectors is None else (vectors,)
+        copies = tuple(leaf.expand(self.n_members, *leaf.shape) for leaf in leaves)
+
+        def energies(state: dict[str, Tensor], *own: Tensor) -> Tensor:
+            if vectors is None:
+                return self._energies(state, batch.replace(positions=own[0], cell=own[1]))
+            return self._energies(state, *own, batch)
+
+        members = self._apart(energies, copies)
+        offset = members.new_zeros(members.shape[1])
+        return EnsembleOutput(members.mean(0), offset=offset, members=members, geometry=leaves, copies=copies)
+
+    def _apart(self, energies: Callable[..., Tensor], copies: Sequence[Tensor]) -> Tensor:
+        """[n_members, n_atoms] ``energies`` of the members, each of its own copies."""
+        if self._stacks:
+            try:
+                return vmap(energies)(self._state(), *copies)
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                # what is really wrong is found once more below
+                self._stacks = False
+                reason = next(iter(str(error).splitlines()), "")
+                name = type(worn(self.network)).__name__
+                log.info("the members of an ensemble of %s are evaluated one after another (%s)", name, reason)
+        return torch.stack([energies(self._state(j), *(c[j] for c in copies)) for j in range(self.n_members)])
+
+    def _each(self, vectors: Tensor | None, batch: AtomicBatch, member: Tensor) -> Tensor:
+        """[n_atoms] energies of atoms, those of a structure by the one member [n_systems] that it is for."""
+        found = batch.positions.new_zeros(len(batch.positions), dtype=torch.float64)
+        for j in range(self.n_members):
+            systems = (member == j).nonzero().squeeze(1)
+            if len(systems):
+                atoms = (member[batch.system_idx] == j).nonzero().squeeze(1)
+                # as select() lays them out: structure by structure in ascending order
+                part = batch.select(systems)
+                own = (part,) if vectors is None else (vectors[atoms], part)
+                found = found.index_copy(0, atoms, self._energies(self._state(j), *own).double())
+        return found
+
+    def _state(self, member: int | None = None) -> dict[str, Tensor]:
+        """The parameters of all members or of one."""
+        return {name: p if member is None else p[member] for name, p in self.network.named_parameters()}
+
+    def _energies(self, state: dict[str, Tensor], *geometry: Tensor | AtomicBatch) -> Tensor:
+        output: AtomicOutput = functional_call(self.network, state, geometry)
+        return output.energies
+
+
+def _check_buffers(members: Sequence[nn.Module]) -> None:
+    first = dict(members[0].named_buffers())
+    for member in members[1:]:
+        for name, value in member.named_buffers():
+            # without values nothing can be compared, and nothing is
+            if not value.is_meta and not torch.equal(value, first[name]):
+                raise InputError(
+                    f"model.member={type(worn(member)).__name__} has other values of {name} in each member; only "
+                    "parameters may differ, so make it one (requires_grad=False)"
+                )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,15 @@ from torch import Tensor, nn
 from ubmd.data.batch import AtomicBatch
 from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
+from ubmd.models.base import AtomicOutput
 from ubmd.models.contractions import InvariantContractions
+from ubmd.models.gmnn_stack import GMNNStack
 from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
-from ubmd.models.readout import Readout, ReadoutTrace
+from ubmd.models.readout import Readout
+from ubmd.models.scale_shift import ShiftedModel
 
-__all__ = ["GMNN", "AtomicOutput", "ShiftedModel", "regress_atomic_energies"]
+__all__ = ["GMNN"]
 
 MOST_RADIAL = 64
 """Radial functions or Gaussians; the number of invariants grows with the third power of the former."""
@@ -24,80 +26,6 @@ LARGEST_CUTOFF = 20.0
 """Å; a sphere of this radius holds some thousand atoms."""
 WIDEST = 16384
 """Neurons of a layer; the number of weights grows with the second power."""
-
-
-@dataclass(frozen=True)
-class AtomicOutput:
-    """What a model says about each atom."""
-
-    energies: Tensor
-    """[n_atoms] eV, float64: a shift of 10^5 eV would leave nothing of what depends on the positions in float32."""
-    trace: ReadoutTrace
-    """The readout's pass, from which gradient features are made."""
-
-
-def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:
-    """Energies of the species by least squares, and what is left (Eq. 10).
-
-    Args:
-        energy: [m] eV.
-        composition: [m, n_species] number of atoms of each species.
-
-    Returns:
-        atomic energies [n_species] eV, float64 on the CPU, and the RMSE per atom, eV/atom, at least 1 meV.
-    """
-    energy, composition = energy.double().cpu(), composition.double().cpu()
-    n_atoms = composition.sum(1)
-    # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
-    solution = torch.linalg.lstsq(
-        composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
-    ).solution.squeeze(1)
-    residual = (energy - composition @ solution) / n_atoms
-    return solution, residual.square().mean().sqrt().clamp(min=1e-3).item()
-
-
-class ShiftedModel(nn.Module):
-    """A model E_i = c (rho y + mu) (Eq. 10) whose shifts mu are float64 in every precision of the rest.
-
-    c mu may be 10^5 eV, where float32 tells apart no energies closer than 10 meV and Adam's steps are lost. A
-    conversion to another dtype leaves the shifts as they are.
-    """
-
-    index: Tensor
-    species: Tensor
-    energy_unit: Tensor
-    shift: nn.Parameter
-    scale: nn.Parameter
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ShiftedModel:
-        shift = self.shift.detach()
-        super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
-        self.shift.data = shift.to(self.shift.device)
-        return self
-
-    def shifts(self) -> Tensor:
-        """Energies c mu of the species [..., n_species], eV, float64."""
-        return self.energy_unit.double() * self.shift
-
-    @torch.no_grad()
-    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
-        """Sets shifts mu (of all members) and the constant c from labelled energies (Eq. 10).
-
-        Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
-        per atom gives c.
-
-        Args:
-            energy: [m] eV.
-            composition: [m, n_species] number of atoms of each species, in the model's order.
-        """
-        solution, unit = regress_atomic_energies(energy, composition)
-        self.energy_unit.fill_(unit)
-        self.shift.copy_(solution / self.energy_unit.double().cpu())  # by c as it is stored, rounded
-        self.scale.fill_(1.0)
-
-    def composition(self, batch: AtomicBatch) -> Tensor:
-        """[n_systems, n_species] number of atoms of each species."""
-        return batch.sum_atoms(nn.functional.one_hot(self.index[batch.numbers], len(self.species)))
 
 
 class GMNN(ShiftedModel):
@@ -117,6 +45,7 @@ class GMNN(ShiftedModel):
         InputError: for sizes that no model has, and for unknown or repeated species.
     """
 
+    by_pair_vectors = True
     n_members = 1
 
     def __init__(
@@ -146,10 +75,7 @@ class GMNN(ShiftedModel):
         n_species = len(numbers)
         generator = torch.Generator().manual_seed(seed)
         self.cutoff = float(cutoff)
-        self.register_buffer("species", torch.tensor(numbers))
-        index = torch.full((120,), -1)
-        index[torch.tensor(numbers)] = torch.arange(n_species)
-        self.register_buffer("index", index, persistent=False)
+        self._know(numbers)
         self.moments = GaussianMoments(GaussianBasis(n_gauss, cutoff, r_min), l_max)
         beta = 2 * torch.rand(n_species, n_species * n_gauss, n_basis, generator=generator) - 1
         self.beta = nn.Parameter(beta)
@@ -158,6 +84,21 @@ class GMNN(ShiftedModel):
         self.scale = nn.Parameter(torch.ones(n_species))
         self.shift = nn.Parameter(torch.zeros(n_species, dtype=torch.float64))
         self.register_buffer("energy_unit", torch.ones(()))
+
+    @classmethod
+    def stack(cls, members: Sequence[GMNN]) -> GMNNStack:
+        """Networks of the same sizes as one module."""
+        return GMNNStack(members)
+
+    @property
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """(d_l, d_(l+1)) of every layer of the readout."""
+        return self.readout.layer_sizes
+
+    @property
+    def n_features(self) -> int:
+        """Width of the features, the last layer's inputs."""
+        return self.layer_sizes[-1][0]
 
     def representation(self, vectors: Tensor, batch: AtomicBatch) -> Tensor:
         """Invariant features G [n_atoms, n_features] from pair vectors [n_atoms, k, 3] Å."""
@@ -171,7 +112,7 @@ class GMNN(ShiftedModel):
         trace = self.readout(self.representation(vectors, batch))
         species = self.index[batch.numbers]
         energies = self.energy_unit * self.scale[species] * trace.output
-        return AtomicOutput(energies.double() + self.shifts()[species], trace)
+        return AtomicOutput(energies.double() + self.shifts()[species], trace.inputs[-1], trace)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.gmnn import AtomicOutput
+from ubmd.models.base import AtomicOutput, EnsembleOutput, by_pair_vectors
 
-__all__ = ["AtomicModel", "Memory", "Potential", "Prediction", "WalkerPotential", "differentiate"]
+__all__ = [
+    "Leaf",
+    "Memory",
+    "Potential",
+    "Prediction",
+    "Strained",
+    "WalkerPotential",
+    "differentiate",
+    "differentiate_members",
+]
 
 Memory = dict[str, Tensor]
 """What a potential remembers of each walker between steps; the first axis counts walkers."""
-
-
-class AtomicModel(Protocol):
-    """A model of atomic energies: pair vectors [n_atoms, k, 3] (Å) and species in, energies out."""
-
-    cutoff: float
-
-    def __call__(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput: ...
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,42 @@ class WalkerPotential(Protocol):
     def __call__(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction: ...
 
 
+@dataclass(frozen=True)
+class Strained:
+    """Positions and a strain of everything, the leaves of a model that computes its own edge vectors."""
+
+    positions: Tensor
+    """[n_atoms, 3] Å."""
+    strain: Tensor
+    """[n_systems, 3, 3], zero."""
+
+    @classmethod
+    def of(cls, batch: AtomicBatch) -> Strained:
+        """Leaves for the structures of a batch."""
+        return cls(batch.positions.detach().requires_grad_(), torch.zeros_like(batch.cell).requires_grad_())
+
+    def applied(self, batch: AtomicBatch) -> AtomicBatch:
+        """The batch with r -> (1 + eps) r of positions and cells, eps symmetric: the same values, differentiable."""
+        strain = 0.5 * (self.strain + self.strain.transpose(1, 2))
+        moved = torch.einsum("na,nab->nb", self.positions, strain[batch.system_idx])
+        return batch.replace(positions=self.positions + moved, cell=batch.cell + batch.cell @ strain)
+
+
+Leaf = Tensor | Strained
+"""What a model's output is differentiated by: pair vectors [n_atoms, k, 3] Å, or positions and strain."""
+
+
 def differentiate(
-    values: Tensor, vectors: Tensor, batch: AtomicBatch, *, create_graph: bool = False, retain_graph: bool = False
+    values: Tensor, leaf: Leaf, batch: AtomicBatch, *, create_graph: bool = False, retain_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of one scalar a structure with respect to positions and strain, in one reverse pass.
 
-    Everything geometric enters through the pair vectors, so dv/dr_i collects the pairs that atom i is
+    Where everything geometric enters through the pair vectors, dv/dr_i collects the pairs that atom i is
     part of, and the strain derivative of r -> (1 + eps) r is sum_ij dv/dr_ij (x) r_ij, symmetrised.
 
     Args:
         values: [n_systems], each depending on its own structure alone.
-        vectors: [n_atoms, k, 3] Å, the leaf that ``values`` was computed from.
+        leaf: what ``values`` was computed from.
         batch: the structures.
         create_graph: keep the result differentiable (training).
         retain_graph: keep the graph for another reverse pass.
@@ -76,13 +102,55 @@ def differentiate(
     Returns:
         gradient [n_atoms, 3] and strain derivative [n_systems, 3, 3].
     """
-    (pair,) = torch.autograd.grad(
-        values.sum(), vectors, create_graph=create_graph, retain_graph=retain_graph or create_graph
-    )
-    received = torch.zeros_like(batch.positions).index_add(0, batch.neighbours.flatten(), pair.flatten(0, 1))
-    gradient = pair.sum(1) - received
+    retain_graph = retain_graph or create_graph
+    if isinstance(leaf, Strained):
+        leaves = (leaf.positions, leaf.strain)
+        gradient, strain = torch.autograd.grad(
+            values.sum(), leaves, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
+        )
+        return gradient, strain
+    (pair,) = torch.autograd.grad(values.sum(), leaf, create_graph=create_graph, retain_graph=retain_graph)
+    vectors = leaf if create_graph else leaf.detach()
     virial = batch.sum_atoms(torch.einsum("nka,nkb->nab", pair, vectors))
-    return gradient, 0.5 * (virial + virial.transpose(1, 2))
+    return _gradient(pair, batch), 0.5 * (virial + virial.transpose(1, 2))
+
+
+def differentiate_members(
+    output: EnsembleOutput, batch: AtomicBatch, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Energies and gradients of all members of an ensemble, in one reverse pass.
+
+    Keeps the graph of ``output`` for further passes. The energies are differentiable by what ``output`` was computed
+    from, once; their derivatives are known already and cost no further pass.
+
+    Args:
+        output: of the ensemble, computed with gradients.
+        batch: the structures.
+        create_graph: keep the gradients differentiable.
+
+    Returns:
+        energies [n_systems, n_members] eV, float64, without the members' common part, and gradients by positions
+        [n_members, n_atoms, 3] eV/Å.
+    """
+    with torch.enable_grad():
+        members = output.members.sum()
+    slopes = torch.autograd.grad(
+        members, output.copies, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )
+    # zero, with the derivatives that are known
+    known = [(g - g.detach()) * slope.detach() for g, slope in zip(output.geometry, slopes, strict=True)]
+    energies = output.members.detach().double()
+    if len(slopes) == 1:
+        energies = batch.sum_atoms((energies + known[0].sum((2, 3))).T)
+        return energies, _gradient(slopes[0], batch)
+    energies = batch.sum_atoms((energies + known[0].sum(2)).T) + known[1].sum((2, 3)).T
+    return energies, slopes[0]
+
+
+def _gradient(pair: Tensor, batch: AtomicBatch) -> Tensor:
+    """Derivatives by positions [..., n_atoms, 3] from those by pair vectors [..., n_atoms, k, 3]."""
+    received = torch.zeros_like(batch.positions).expand(*pair.shape[:-3], *batch.positions.shape)
+    return pair.sum(-2) - received.index_add(-2, batch.neighbours.flatten(), pair.flatten(-3, -2))
 
 
 class Potential(nn.Module):
@@ -100,10 +168,13 @@ class Potential(nn.Module):
     def cutoff(self) -> float:
         return self.model.cutoff  # pyright: ignore[reportReturnType]
 
-    def atoms(self, batch: AtomicBatch) -> tuple[AtomicOutput, Tensor]:
-        """The model's output with the pair vectors that it can be differentiated by."""
-        vectors = batch.vectors().detach().requires_grad_()
-        return self.model(vectors, batch), vectors
+    def atoms(self, batch: AtomicBatch) -> tuple[AtomicOutput, Leaf]:
+        """The model's output with what it can be differentiated by."""
+        if by_pair_vectors(self.model):
+            vectors = batch.vectors().detach().requires_grad_()
+            return self.model(vectors, batch), vectors
+        leaf = Strained.of(batch)
+        return self.model(leaf.applied(batch)), leaf
 
     def forward(
         self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False, training: bool = False
@@ -117,14 +188,12 @@ class Potential(nn.Module):
             training: keep the result differentiable with respect to the parameters.
         """
         with torch.enable_grad():
-            output, vectors = self.atoms(batch)
+            output, leaf = self.atoms(batch)
             # float64 sum: a total energy of 10^4 eV would lose meV in float32
             energy = batch.sum_atoms(output.energies.double())
-            gradient, strain = differentiate(energy, vectors, batch, create_graph=training)
-        if not training:
-            energy, gradient, strain = energy.detach(), gradient.detach(), strain.detach()
+            gradient, strain = differentiate(energy, leaf, batch, create_graph=training)
         return Prediction(
-            energy=energy,
+            energy=energy if training else energy.detach(),
             forces=-gradient,
             stress=batch.per_volume(strain) if stress else None,
             memory=memory,

@@ -24,11 +24,31 @@ class ReadoutTrace:
     """Per layer x^(l) / sqrt(d_l), [n, d_l]."""
     preactivations: tuple[Tensor, ...]
     """Per layer z^(l+1), [n, d_(l+1)]; the last one is the network's output."""
+    weights: tuple[Tensor, ...]
+    """Per layer W, [d_(l+1), d_l]."""
 
     @property
     def output(self) -> Tensor:
         """[n] the scalar output z^(L)."""
         return self.preactivations[-1].squeeze(-1)
+
+    @property
+    def biases(self) -> tuple[float, ...]:
+        """Per layer the factor of the biases."""
+        return (BIAS_FACTOR,) * len(self.weights)
+
+    def output_gradients(self) -> list[Tensor]:
+        """Per layer dz^(L)/dz^(l+1) [n, d_(l+1)], as an explicit, differentiable computation (Eq. 18)."""
+        gradient = torch.ones_like(self.preactivations[-1])
+        gradients = [gradient]
+        for layer in range(len(self.weights) - 1, 0, -1):
+            z = self.preactivations[layer - 1]
+            sigmoid = torch.sigmoid(z)
+            slope = SILU_SCALE * sigmoid * (1 + z * (1 - sigmoid))
+            weight = self.weights[layer] * self.weights[layer].shape[1] ** -0.5
+            gradient = (gradient @ weight) * slope
+            gradients.append(gradient)
+        return gradients[::-1]
 
 
 class Readout(nn.Module):
@@ -63,17 +83,4 @@ class Readout(nn.Module):
             x = x * weight.shape[1] ** -0.5
             inputs.append(x)
             preactivations.append(torch.addmm(BIAS_FACTOR * bias, x, weight.T))
-        return ReadoutTrace(tuple(inputs), tuple(preactivations))
-
-    def output_gradients(self, trace: ReadoutTrace) -> list[Tensor]:
-        """Per layer dz^(L)/dz^(l+1) [n, d_(l+1)], as an explicit, differentiable computation (Eq. 18)."""
-        gradient = torch.ones_like(trace.preactivations[-1])
-        gradients = [gradient]
-        for layer in range(len(self.weights) - 1, 0, -1):
-            z = trace.preactivations[layer - 1]
-            sigmoid = torch.sigmoid(z)
-            slope = SILU_SCALE * sigmoid * (1 + z * (1 - sigmoid))
-            weight = self.weights[layer] * self.weights[layer].shape[1] ** -0.5
-            gradient = (gradient @ weight) * slope
-            gradients.append(gradient)
-        return gradients[::-1]
+        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(self.weights))

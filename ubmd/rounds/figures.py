@@ -21,14 +21,11 @@ def draw_calibration(run: Run, index: int) -> None:
     if not structures or file.exists():
         return
     device = _device(run)
-    trained = load_potential(run.store.folder(index).model, device=device)
+    trained = load_potential(run.store.folder(index).model, device=device, allow=run.potentials.allow)
     size = run.datamodule.evaluation_batch_size
     run.datamodule.set_round(index, run.store.structures(index))
     calibrated = [run.datamodule.structures[i] for i in run.datamodule.valid_indices]
-    found, valid = (
-        evaluate_structures(trained.model, trained.uncertainty, part, batch_size=size)
-        for part in (structures, calibrated)
-    )
+    found, valid = (evaluate_structures(trained, part, batch_size=size) for part in (structures, calibrated))
     methods = run.potentials.calibration
     half = half_confidence(found, valid, atomic=methods.atomic, total=methods.total)
     figure = scatter_of_worst_atoms(found, methods.atomic.alpha, half)
@@ -45,6 +42,7 @@ def draw_variable_errors(run: Run, index: int) -> None:
         run.system,
         batch_size=run.datamodule.evaluation_batch_size,
         device=_device(run),
+        allow=run.potentials.allow,
     )
 
 

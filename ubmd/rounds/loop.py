@@ -79,7 +79,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         folder.drop(folder.stages[1:])  # of an acquisition that another limit had begun
     else:
         # what explores is what was saved, also when nothing was interrupted
-        trained: Any = load_potential(folder.model)
+        trained: Any = load_potential(folder.model, allow=run.potentials.allow)
         module.model.load_state_dict(trained.model.state_dict())
         uncertainty.load_state_dict(trained.uncertainty.state_dict())
         metrics |= _acquire(run, index, structures, module, uncertainty)

@@ -32,6 +32,7 @@ from ubmd.selection.base import Selection
 from ubmd.systems.system import System
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.calibration import AtomicCalibration, ConformalCalibration
+from ubmd.uncertainty.parts import foreign_parts
 
 __all__ = ["Calibration", "Potentials", "Run", "extend", "label_initial", "relaxed", "restore_label_store"]
 
@@ -60,6 +61,11 @@ class Potentials:
     dtype: torch.dtype
     configs: Mapping[str, Any]
     """``model_config`` and ``uncertainty_config``, which the file of a potential keeps."""
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """What the file may name besides ubmd's own parts: what the configuration names itself."""
+        return foreign_parts(*self.configs.values())
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import GMNN
+from ubmd.models.base import n_members, parameter_groups
 from ubmd.models.potential import Potential, Prediction
 from ubmd.training.loss import Loss, SquaredLoss, virial_triangle
 from ubmd.training.sam import at_worst_neighbour
@@ -35,26 +35,38 @@ HIGHEST_RATE = 1e6
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Initial learning rates of the four groups of parameters; all decay linearly to zero.
+    """Initial learning rates of the groups of parameters; all decay linearly to zero.
 
     Args:
-        readout: weights and biases of the network.
-        representation: coefficients of the radial functions.
+        readout: weights and biases of GM-NN's network.
+        representation: coefficients of GM-NN's radial functions.
         shift: atomic shifts mu.
         scale: atomic scales rho.
+        model: all other groups, such as the parameters of a model that makes no groups.
+        groups: rates of groups by name, as the model's ``parameter_groups`` names them; they go before the others.
     """
 
     readout: float = 0.03
     representation: float = 0.02
     shift: float = 0.05
     scale: float = 0.001
+    model: float = 0.001
+    groups: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("readout", "representation", "shift", "scale"):
-            if not 0 <= getattr(self, name) <= HIGHEST_RATE:
-                raise InputError(
-                    f"training.learning_rates.{name}={getattr(self, name)} must be a number from 0 to {HIGHEST_RATE:g}"
-                )
+        named = {name: getattr(self, name) for name in _GROUPS}
+        named |= {f"groups.{name}": rate for name, rate in (self.groups or {}).items()}
+        for name, rate in named.items():
+            if not 0 <= rate <= HIGHEST_RATE:
+                raise InputError(f"training.learning_rates.{name}={rate} must be a number from 0 to {HIGHEST_RATE:g}")
+
+    def of(self, group: str) -> float:
+        """The rate of a group of parameters."""
+        given = self.groups or {}
+        return given[group] if group in given else getattr(self, group if group in _GROUPS else "model")
+
+
+_GROUPS = ("readout", "representation", "shift", "scale", "model")
 
 
 class PotentialModule(LightningModule):
@@ -66,7 +78,7 @@ class PotentialModule(LightningModule):
     the MAEs that the best checkpoint is chosen by.
 
     Args:
-        model: the model of atomic energies.
+        model: the model of atomic energies, as :func:`~ubmd.models.scale_shift.make_model` makes it.
         loss: of a mini-batch.
         learning_rates: of the groups of parameters.
         optimizer: makes an optimizer of groups of parameters with their learning rates; None: Adam as in the paper.
@@ -82,7 +94,7 @@ class PotentialModule(LightningModule):
 
     def __init__(
         self,
-        model: GMNN,
+        model: nn.Module,
         loss: Loss | None = None,
         learning_rates: LearningRates | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
@@ -93,7 +105,7 @@ class PotentialModule(LightningModule):
         super().__init__()
         if not 0 <= sam_radius <= 100:
             raise InputError(f"training.sam_radius={sam_radius} must be a number from 0, which is off, to 100")
-        if sam_radius and model.n_members > 1:
+        if sam_radius and n_members(model) > 1:
             # one step to the worst neighbour of all parameters together would tie the members to each other
             raise InputError(f"training.sam_radius={sam_radius} is for a single network; set it to 0 for an ensemble")
         self.potential = Potential(model)
@@ -123,9 +135,9 @@ class PotentialModule(LightningModule):
         return nn.ModuleDict(names)
 
     @property
-    def model(self) -> GMNN:
+    def model(self) -> nn.Module:
         """The model of atomic energies."""
-        return self.potential.model  # pyright: ignore[reportReturnType]
+        return self.potential.model
 
     def start_from(self, path: str | Path, name: str = "training.start") -> None:
         """Takes the weights of a potential that ubmd wrote; ``name`` is what a message calls it.
@@ -148,8 +160,8 @@ class PotentialModule(LightningModule):
         for batch in batches:
             assert batch.energy is not None
             energies.append(batch.energy)
-            compositions.append(self.model.composition(batch))
-        self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions))
+            compositions.append(self.model.composition(batch))  # pyright: ignore[reportCallIssue]
+        self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions))  # pyright: ignore[reportCallIssue]
 
     def forward(self, batch: AtomicBatch) -> Prediction:
         """Energies, forces and, if it is trained on, stress of a batch."""
@@ -192,7 +204,7 @@ class PotentialModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips as the trainer is told to; the norm is that of each member of an ensemble by itself."""
-        members = self.model.n_members
+        members = n_members(self.model)
         if members == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -259,8 +271,8 @@ class PotentialModule(LightningModule):
             raise InputError(
                 f"training.sam_radius={self.sam_radius} needs trainer.accumulate_grad_batches=1; use larger batches"
             )
-        rates = asdict(self.learning_rates)
-        groups = [{"params": p, "lr": rates[name]} for name, p in self.model.parameter_groups().items()]
+        rates = self.learning_rates
+        groups = [{"params": p, "lr": rates.of(name)} for name, p in parameter_groups(self.model).items()]
         optimizer = self._optimizer(groups)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         scheduler = schedule(self._make_scheduler, optimizer, steps)

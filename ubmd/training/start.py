@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import regress_atomic_energies
 from ubmd.models.potential import Potential
+from ubmd.models.scale_shift import worn
 from ubmd.uncertainty.checkpoint import load_potential
 
 __all__ = ["correct_shift", "load_weights"]
@@ -29,16 +29,19 @@ def load_weights(model: nn.Module, path: str | Path, name: str = "training.start
     Raises:
         InputError: if the file is no potential, or its model has other species, another cutoff or another shape.
     """
-    start = load_potential(path).model
+    # what the model is made of is here already
+    packages = {type(module).__module__.split(".")[0] for module in model.modules()} - {"ubmd"}
+    start = load_potential(path, allow=sorted(packages)).model
     species, known = _symbols(model), _symbols(start)
     if species != known:
         raise InputError(
             f"{name}={path} knows the species {', '.join(known)}, but this run has {', '.join(species)}; "
             "start from a potential of the same species or list its species here"
         )
-    if type(start) is not type(model):
+    kinds = type(worn(start)), type(worn(model))
+    if kinds[0] is not kinds[1]:
         raise InputError(
-            f"{name}={path} holds a {type(start).__name__}, but model is a {type(model).__name__}; "
+            f"{name}={path} holds a {kinds[0].__name__}, but model is a {kinds[1].__name__}; "
             "choose the model that it was trained with"
         )
     if start.cutoff != model.cutoff:
@@ -68,8 +71,7 @@ def correct_shift(potential: Potential, batches: Iterable[AtomicBatch]) -> None:
     """Adds to the atomic shifts what the energies lack, by least squares over the compositions.
 
     Weights from a fit to another reference (or another zero of energy) then start right; on data of the same
-    kind hardly anything changes. Unlike the regression of Eq. 10 it leaves the energy unit alone, in which
-    the loaded weights express themselves.
+    kind hardly anything changes.
 
     Args:
         potential: whose model was given weights.
@@ -81,9 +83,4 @@ def correct_shift(potential: Potential, batches: Iterable[AtomicBatch]) -> None:
         assert batch.energy is not None
         missing.append(batch.energy.double() - potential(batch).energy)
         compositions.append(model.composition(batch))  # pyright: ignore[reportCallIssue]
-    energies, _ = regress_atomic_energies(torch.cat(missing), torch.cat(compositions))
-    shift, unit = model.shift, model.energy_unit
-    assert isinstance(shift, Tensor)
-    assert isinstance(unit, Tensor)
-    with torch.no_grad():
-        shift.add_((energies / unit.double().cpu()).to(shift))
+    model.correct_shift(torch.cat(missing), torch.cat(compositions))  # pyright: ignore[reportCallIssue]

@@ -10,8 +10,8 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.gmnn import AtomicOutput
-from ubmd.models.readout import Readout, ReadoutTrace
+from ubmd.models.base import AtomicOutput
+from ubmd.models.potential import Leaf
 
 __all__ = ["N_ELEMENTS", "POOLED", "Features", "FeaturesFactory", "Scales", "Uncertainty"]
 
@@ -22,11 +22,13 @@ POOLED = 0
 
 
 class Features(Protocol):
-    """A feature vector for each atom, differentiable with respect to the pair vectors through the trace."""
+    """A feature vector for each atom, differentiable by what the model's output was computed from."""
 
     n_features: int
+    needs_layers: bool
+    """Whether it is made of the layers of a readout; otherwise the model's features are enough."""
 
-    def __call__(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
+    def __call__(self, output: AtomicOutput) -> Tensor:
         """phi_i [n_atoms, n_features]; a structure's features are the mean over its atoms (Eq. 21)."""
         ...
 
@@ -35,14 +37,17 @@ class FeaturesFactory(Protocol):
     """Makes the features of a network: a class of features, or one that a config has partly filled in."""
 
     def __call__(self, *, layer_sizes: Sequence[tuple[int, int]], seed: int) -> nn.Module:
-        """A module of :class:`Features` for layers (d_l, d_(l+1)), its random numbers drawn from ``seed``."""
+        """A module of :class:`Features` for layers (d_l, d_(l+1)), its random numbers drawn from ``seed``.
+
+        A model that shows features alone counts as one layer with these inputs.
+        """
         ...
 
 
 class Uncertainty(Protocol):
     """Uncertainty of a structure and of its atoms, from one pass of the model.
 
-    Everything is differentiable with respect to ``vectors``, so that a bias can follow the gradient of
+    Everything is differentiable with respect to ``leaf``, so that a bias can follow the gradient of
     either value. The scales are conformal factors, 1 until calibrated.
     """
 
@@ -57,16 +62,13 @@ class Uncertainty(Protocol):
         """Learns what is known from the training structures; sets all scales back to 1."""
         ...
 
-    def __call__(
-        self, model: nn.Module, output: AtomicOutput, vectors: Tensor, batch: AtomicBatch
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, output: AtomicOutput, leaf: Leaf, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         """Calibrated uncertainties.
 
         Args:
             model: the model that made ``output``.
             output: its output for ``batch``.
-            vectors: [n_atoms, k, 3] Å, the pair vectors that ``output`` was computed from; an
-                uncertainty made of the forces of several models differentiates by them.
+            leaf: what ``output`` was computed from and can be differentiated by.
             batch: the structures.
 
         Returns:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,50 +16,23 @@ from torch import Tensor, nn
 from ubmd.data.batch import collate
 from ubmd.errors import InputError
 from ubmd.files import save_tensors
-from ubmd.models.ensemble import Ensemble
-from ubmd.models.gmnn import GMNN
+from ubmd.imports import options_of
 from ubmd.models.potential import Potential
+from ubmd.models.scale_shift import make_model
 from ubmd.schema import hints_of, mismatch, shown
 from ubmd.secrecy import hidden
 from ubmd.torch_files import DamagedFileError, read_torch_file
-from ubmd.uncertainty import (
-    DistanceUncertainty,
-    EnsembleUncertainty,
-    FeatureUncertainty,
-    FullGradients,
-    LastLayer,
-    SketchedGradients,
-)
-from ubmd.uncertainty.base import Uncertainty
+from ubmd.uncertainty.parts import allowed_names, check_allowed, find_part, foreign_parts, nodes
+from ubmd.uncertainty.potential import UncertainPotential
 
-__all__ = ["PARTS", "TrainedPotential", "check_parts", "load_potential", "save_potential"]
+__all__ = ["load_potential", "save_potential"]
 
 FORMAT = 1
 
-_OF_UNCERTAINTY = (
-    FeatureUncertainty,
-    DistanceUncertainty,
-    EnsembleUncertainty,
-    SketchedGradients,
-    LastLayer,
-    FullGradients,
-)
-PARTS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, *_OF_UNCERTAINTY)}
-    | {f"ubmd.uncertainty.{part.__name__}": part for part in _OF_UNCERTAINTY}
-)
-"""What a file may ask for, by the names that ``_target_`` knows it by. Nothing else is imported or called."""
+_STACKS = ("", "stack.", "stack.network.")
+"""Where in a model the species, atomic energies and their unit are: of one model, or of an ensemble."""
 
-_MOST_VALUES = 1000
-"""Most values in the configuration of a part: a file could hold a list that contains itself."""
-
-
-@dataclass(frozen=True)
-class TrainedPotential:
-    """A model with its fitted and calibrated uncertainty."""
-
-    model: GMNN
-    uncertainty: Uncertainty
+Find = Callable[[Any], type[nn.Module]]
 
 
 def save_potential(
@@ -94,8 +64,8 @@ def save_potential(
 
 
 def load_potential(
-    path: str | Path, *, device: torch.device | str = "cpu", parts: Mapping[str, type[nn.Module]] = PARTS
-) -> TrainedPotential:
+    path: str | Path, *, device: torch.device | str = "cpu", allow: str | Sequence[str] = ()
+) -> UncertainPotential:
     """Reads a potential written by :func:`save_potential`; safe for files from elsewhere.
 
     Whatever is wrong with a file is found here and not at the first use: the potential is tried out.
@@ -103,12 +73,40 @@ def load_potential(
     Args:
         path: the file.
         device: to which the potential goes.
-        parts: what the file may ask for, by name.
+        allow: packages, modules or classes that the file may name besides ubmd's parts and installed plug-ins
+            (:mod:`ubmd.uncertainty.parts`).
 
     Raises:
-        InputError: if the file is missing or is no such potential.
+        InputError: if the file is missing, is no such potential, or names what is not allowed.
     """
-    path = Path(path)
+    path, names = Path(path), allowed_names(allow)
+    content = _read(path)
+    for part in ("model", "uncertainty"):
+        _check_config(content.get(part), path, names)
+    find = partial(find_part, names=names, what=str(path))
+    foreign = foreign_parts(content["model"], content["uncertainty"])
+    for target in foreign:
+        find(target)
+    try:
+        states = tuple(_plain_state(content.get(f"{name}_state")) for name in ("model", "uncertainty"))
+        if content.get("digest", _digest(content)) != _digest(content):  # earlier versions wrote none
+            raise InputError("it was changed after it was written")
+        states = (_of_earlier_versions(content["model"], states[0]), states[1])
+        if not foreign:  # what others do when they are built may need numbers
+            with torch.device("meta"):  # sizes without memory
+                _check_states(_made(content, find), states)
+        made = _made(content, find)
+        _check_states(made, states)
+        _load(made, states)
+        trained = UncertainPotential(Potential(made[0]), made[1])
+        _try_out(trained)
+    except Exception as error:  # parts that do not fit each other fail wherever they meet
+        reason = shown(str(error), 200)
+        raise InputError(f"{path} holds parts that do not fit together ({reason}); write it anew") from error
+    return trained.to(device)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise InputError(f"potential {path} does not exist; give e.g. RUN/rounds/000/model.ckpt")
@@ -120,24 +118,14 @@ def load_potential(
     if content["format"] != FORMAT:
         found = content["format"] if 0 <= content["format"] < 10**6 else "unknown"
         raise InputError(f"{path} has format {found}, this version of ubmd reads {FORMAT}; use a matching version")
-    for name in ("model", "uncertainty"):
-        _check_config(content.get(name), path, parts)
-    try:
-        states = tuple(_plain_state(content.get(f"{name}_state")) for name in ("model", "uncertainty"))
-        if content.get("digest", _digest(content)) != _digest(content):  # earlier versions wrote none
-            raise InputError("it was changed after it was written")
-        with torch.device("meta"):  # sizes without memory
-            _check_states(_made(content, parts), states)
-        made = _made(content, parts)
-        _load(made, states)
-        trained = TrainedPotential(*made)
-        _try_out(trained)
-    except Exception as error:  # parts that do not fit each other fail wherever they meet
-        reason = shown(str(error), 200)
-        raise InputError(f"{path} holds parts that do not fit together ({reason}); write it anew") from error
-    for module in made:
-        module.to(device)
-    return trained
+    return content
+
+
+def _of_earlier_versions(model: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by their present names: those of an ensemble were once not in a stack."""
+    if model["_target_"].endswith(".Ensemble") and "beta" in state:
+        return {f"stack.{name}": value for name, value in state.items()}
+    return state
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -151,55 +139,17 @@ def _digest(content: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def check_parts(config: Mapping[str, Any], name: str, parts: Mapping[str, type[nn.Module]] = PARTS) -> None:
-    """Refuses a part that could be saved, but not be read back.
-
-    Args:
-        config: its resolved configuration.
-        name: its key.
-        parts: what a file may ask for.
-
-    Raises:
-        InputError: naming the part.
-    """
-    for node in _nodes(config):
-        if isinstance(node, Mapping) and "_target_" in node and node["_target_"] not in parts:
-            raise InputError(
-                f"{name} asks for {node['_target_']}, which a potential's file must not name; "
-                f"choose among {', '.join(sorted({part.__name__ for part in parts.values()}))}"
-            )
-
-
-def _nodes(config: object) -> Iterator[object]:
-    """A configuration and all that is in it."""
-    waiting = [config]
-    for _ in range(_MOST_VALUES):
-        if not waiting:
-            return
-        node = waiting.pop()
-        yield node
-        if isinstance(node, Mapping):
-            waiting.extend(chain(node.keys(), node.values()))
-        elif isinstance(node, list | tuple):
-            waiting.extend(node)
-    raise InputError(f"a part has more than {_MOST_VALUES} values")
-
-
-def _check_config(config: object, path: Path, parts: Mapping[str, type[nn.Module]]) -> None:
+def _check_config(config: object, path: Path, names: Sequence[str]) -> None:
     """Refuses to build anything but modules that are listed: a file must not choose what is called."""
     if not isinstance(config, dict) or "_target_" not in config:
         raise InputError(f"{path} is not a potential written by ubmd: it does not say what builds it; write it anew")
     try:
-        nodes = list(_nodes(config))
+        found = list(nodes(config))
     except InputError as error:
         raise InputError(f"{path} holds a potential of which {error}; do not trust it") from error
-    for node in nodes:
+    for node in found:
         if isinstance(node, Mapping) and "_target_" in node:
-            target = node["_target_"]
-            if not isinstance(target, str) or target not in parts:
-                raise InputError(
-                    f"{path} asks for {shown(target)}, which is not a part of a potential; do not trust it"
-                )
+            check_allowed(node["_target_"], names, str(path))
         elif isinstance(node, str) and "${" in node:
             # whoever resolves it could make a target of a text
             raise InputError(f"{path} holds the interpolation {shown(node)}, which no potential has; do not trust it")
@@ -207,33 +157,37 @@ def _check_config(config: object, path: Path, parts: Mapping[str, type[nn.Module
             raise InputError(f"{path} holds a {type(node).__name__} where a potential has plain values; write it anew")
 
 
-def _made(content: Mapping[str, Any], parts: Mapping[str, type[nn.Module]]) -> tuple[Any, Any]:
-    model = _build(content["model"], "model", parts)
-    if not hasattr(model, "species"):
-        raise InputError(f"a {type(model).__name__} is no model")
-    uncertainty = _build(content["uncertainty"], "uncertainty", parts, model=model)
+def _made(content: Mapping[str, Any], find: Find) -> tuple[Any, Any]:
+    config = dict(content["model"])
+    species = config.pop("species", None)
+    wrong = mismatch(species, list[str], "model.species")
+    if wrong is not None:
+        raise InputError(wrong)
+    if config.get("_partial_"):
+        raise InputError("a partial is no model")
+    model = make_model(_build(config | {"_partial_": True}, "model", find), species=species)
+    uncertainty = _build(content["uncertainty"], "uncertainty", find, model=model)
     if not hasattr(uncertainty, "total_scale"):
         raise InputError(f"a {type(uncertainty).__name__} is no uncertainty")
     return model, uncertainty
 
 
-def _build(
-    config: Any, where: str, parts: Mapping[str, type[nn.Module]], **given: Any
-) -> nn.Module | Callable[..., nn.Module]:
+def _build(config: Any, where: str, find: Find, **given: Any) -> Any:
     """What a configuration describes; ``_partial_`` of the outermost part is completed by ``given``."""
-    part = parts[config["_target_"]]
-    hints = hints_of(part)
+    part = find(config["_target_"])
+    hints, options = hints_of(part), options_of(part)
     arguments = {}
     for key, value in config.items():
         if key in ("_target_", "_partial_"):
             continue
-        if key not in hints or key in given:
+        if (options is not None and key not in options) or key.startswith("_") or key in given:
             raise InputError(f"{where}.{key} is not an option of {part.__name__}")
-        wrong = mismatch(value, hints[key], f"{where}.{key}")
+        ours = part.__module__.startswith("ubmd.")
+        wrong = mismatch(value, hints[key], f"{where}.{key}", ours=ours) if key in hints else None
         if wrong is not None:
             raise InputError(wrong)
         nested = isinstance(value, Mapping) and "_target_" in value
-        arguments[key] = _build(value, f"{where}.{key}", parts) if nested else value
+        arguments[key] = _build(value, f"{where}.{key}", find) if nested else value
     if config.get("_partial_") and not given:
         return partial(part, **arguments)
     return part(**arguments, **given)
@@ -258,13 +212,19 @@ def _plain_state(state: Any) -> dict[str, Tensor]:
     return state
 
 
+def _precisions(states: tuple[dict[str, Tensor], ...]) -> set[torch.dtype]:
+    """Types of all numbers but the shifts."""
+    shifts = {f"{place}shift" for place in _STACKS}
+    return {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k not in shifts}
+
+
 def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
     """Compares names, shapes and types of tensors with what the parts have."""
     # shifts are float64 beside weights of any precision, but not in files of earlier versions
-    floating = {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k != "shift"}
-    shift = states[0].get("shift")
-    if floating not in ({torch.float32}, {torch.float64}) or (
-        shift is not None and shift.dtype not in (torch.float32, torch.float64)
+    shifts = {f"{place}shift" for place in _STACKS}
+    floating = _precisions(states)
+    if floating not in ({torch.float32}, {torch.float64}) or any(
+        states[0][name].dtype not in (torch.float32, torch.float64) for name in shifts & states[0].keys()
     ):
         raise InputError(f"weights must be all float32 or all float64, not {shown(sorted(map(str, floating)))}")
     for module, state in zip(made, states, strict=True):
@@ -287,34 +247,32 @@ def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Ten
 def _load(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
     model = made[0]
     model_state, uncertainty_state = states
-    assert isinstance(model.species, Tensor)
-    if not torch.equal(model.species, model_state["species"]):
-        raise InputError("the species of the weights are not those of the model")
-    if not model_state["energy_unit"] > 0:
-        raise InputError("energy_unit must be positive")
+    for place in _STACKS:
+        species, unit = (model_state.get(f"{place}{name}") for name in ("species", "energy_unit"))
+        if species is not None and not torch.equal(model.species, species):  # pyright: ignore
+            raise InputError("the species of the weights are not those of the model")
+        if unit is not None and not (unit > 0).all():
+            raise InputError("energy_unit must be positive")
     for name in ("atomic_scale", "total_scale"):
         if (uncertainty_state[name] < 0).any():
             raise InputError(f"{name} has negative values, which no conformal factor is")
+    (precision,) = _precisions(states)
     for module, state in zip(made, states, strict=True):
-        module.to(model_state["energy_unit"].dtype).load_state_dict(state)
+        module.to(precision).load_state_dict(state)
         module.eval().requires_grad_(False)
 
 
-def _try_out(trained: TrainedPotential) -> None:
+def _try_out(trained: UncertainPotential) -> None:
     """Evaluates a chain of one atom of each species."""
-    model, uncertainty = trained.model, trained.uncertainty
-    numbers = model.species.tolist()
+    numbers = trained.species
     # two of each, so that there is a neighbour also of a single species
-    atoms = Atoms(numbers=numbers * 2, positions=[[0.6 * model.cutoff * k, 0, 0] for k in range(2 * len(numbers))])
-    batch = collate([atoms], model.cutoff, dtype=model.energy_unit.dtype)
-    prediction = Potential(model)(batch)
-    output, vectors = Potential(model).atoms(batch)
-    with torch.enable_grad():
-        total, atomic = uncertainty(model, output, vectors, batch)
-    features = uncertainty.total_features(model, batch)
+    atoms = Atoms(numbers=numbers * 2, positions=[[0.6 * trained.cutoff * k, 0, 0] for k in range(2 * len(numbers))])
+    batch = collate([atoms], trained.cutoff, dtype=next(trained.model.parameters()).dtype)
+    found = trained(batch)
+    features = trained.uncertainty.total_features(trained.model, batch)
     for name, value in (
-        *(("energy", prediction.energy), ("forces", prediction.forces)),
-        *(("uncertainty of the energy", total), ("uncertainty of the forces", atomic), ("features", features)),
+        *(("energy", found.energy), ("forces", found.forces), ("uncertainty of the energy", found.uncertainty)),
+        *(("uncertainty of the forces", found.atomic_uncertainty), ("features", features)),
     ):
         if not torch.isfinite(value).all():
             raise InputError(f"the {name} of a few atoms is not finite")

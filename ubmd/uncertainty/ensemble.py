@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.ensemble import Ensemble, EnsembleOutput
-from ubmd.models.gmnn import AtomicOutput
+from ubmd.models.base import AtomicOutput, EnsembleOutput, n_members
+from ubmd.models.potential import Leaf, differentiate_members
+from ubmd.models.scale_shift import worn
 from ubmd.uncertainty.base import Scales
 
 __all__ = ["EnsembleUncertainty"]
@@ -22,7 +23,7 @@ class EnsembleUncertainty(Scales):
     The deviation of the energies is divided by the number of atoms, so that it compares with what it is
     calibrated by, |dE| / N_at, and with structures of other sizes.
 
-    One reverse pass gives the pair derivatives of all members. From them follow the forces, and the gradient
+    One reverse pass gives the derivatives of all members. From them follow the forces, and the gradient
     of the energies' deviation, which is a weighted mean of the members' forces and so costs nothing more. The
     gradient of the forces' deviation needs second derivatives and another pass.
 
@@ -38,17 +39,15 @@ class EnsembleUncertainty(Scales):
 
     def __init__(self, model: nn.Module, seed: int = 0):
         super().__init__()
-        if not isinstance(model, Ensemble):
-            raise InputError(f"uncertainty=ensemble needs model=ensemble, got a {type(model).__name__}")
-        self.to(model.beta)
+        if n_members(model) == 1:
+            raise InputError(f"uncertainty=ensemble needs model=ensemble, got a {type(worn(model)).__name__}")
+        self.to(next(model.parameters()))
 
     def fit(self, model: nn.Module, batches: Iterable[AtomicBatch]) -> None:
         """Sets the conformal factors to 1; the members know the training structures already."""
         self.reset_scales()
 
-    def forward(
-        self, model: nn.Module, output: AtomicOutput, vectors: Tensor, batch: AtomicBatch
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, output: AtomicOutput, leaf: Leaf, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         """Calibrated uncertainties, see :class:`~ubmd.uncertainty.base.Uncertainty`.
 
         Keeps the graph of ``output`` for further reverse passes. The first value can be differentiated once.
@@ -60,20 +59,11 @@ class EnsembleUncertainty(Scales):
             RuntimeError: if ``output`` was computed without gradients.
         """
         assert isinstance(output, EnsembleOutput)
-        n_members = len(output.members)
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            members = output.members.sum()
-        (pairs,) = torch.autograd.grad(members, output.vectors, retain_graph=True, create_graph=differentiable)
-        # the second term is zero and has the derivatives that are known already
-        known = ((vectors - vectors.detach()) * pairs.detach()).sum((2, 3))
-        energies = batch.sum_atoms((output.members.detach().double() + known).T)
+        energies, gradients = differentiate_members(output, batch, create_graph=torch.is_grad_enabled())
         total = _deviation(energies, 1) / batch.n_atoms
-        received = torch.zeros_like(batch.positions).expand(n_members, -1, -1)
-        received = received.index_add(1, batch.neighbours.flatten(), pairs.flatten(1, 2))
         # the sign of a force does not matter; the root mean square over components is Eq. 23's factor 1/3
-        atomic = _deviation(pairs.sum(2) - received, 0) * 3**-0.5
-        return self.calibrated(total.to(vectors), atomic, batch)
+        atomic = _deviation(gradients, 0) * 3**-0.5
+        return self.calibrated(total.to(gradients), atomic, batch)
 
     def total_features(self, model: nn.Module, batch: AtomicBatch) -> Tensor:
         """None of any structure: [n_systems, 0]."""

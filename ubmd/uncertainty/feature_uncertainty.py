@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.gmnn import AtomicOutput
-from ubmd.models.readout import Readout, ReadoutTrace
+from ubmd.models.base import AtomicOutput, atomic_output, layer_sizes
+from ubmd.models.potential import Leaf
+from ubmd.models.scale_shift import worn
 from ubmd.uncertainty.base import FeaturesFactory, Scales
 from ubmd.uncertainty.distance import Distance
 from ubmd.uncertainty.posterior import Posterior
@@ -41,11 +42,11 @@ class FromFeatures(Scales):
     Args:
         features: makes the features of a network, e.g.
             :class:`~ubmd.uncertainty.features.SketchedGradients` or a partial of it.
-        model: the model whose uncertainty it will be; gives the layer sizes.
+        model: the model whose uncertainty it will be; gives the sizes of layers and features, dtype and device.
         seed: of the features.
 
     Raises:
-        InputError: for a model without a readout.
+        InputError: for a model without the features that are needed.
     """
 
     atomic: Estimator
@@ -53,7 +54,16 @@ class FromFeatures(Scales):
 
     def __init__(self, features: FeaturesFactory, model: nn.Module, seed: int):
         super().__init__()
-        self.features = features(layer_sizes=_readout(model).layer_sizes, seed=seed)
+        shown = layer_sizes(model)
+        width = int(getattr(model, "n_features", 0))
+        if not shown and not width:
+            raise InputError(f"{_lacking(model)} no features (n_features), which this uncertainty needs; {_REMEDY}")
+        self.features = features(layer_sizes=shown or [(width, 1)], seed=seed)
+        if self.features.needs_layers and not shown:
+            raise InputError(
+                f"{_lacking(model)} no layers (layer_sizes), of which gradient features are made; use the last "
+                f"layer's features, or {_REMEDY}"
+            )
         self.n_features = int(self.features.n_features)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
@@ -63,7 +73,7 @@ class FromFeatures(Scales):
 
         def atoms() -> Iterator[Tensor]:
             for batch in batches:
-                features = self.atomic_features(model, self._trace(model, batch))
+                features = self.features(atomic_output(model, batch))
                 means.append(_mean_atoms(features, batch))
                 yield features
 
@@ -71,9 +81,7 @@ class FromFeatures(Scales):
         self.total.fit_chunks(means)
         self.reset_scales()
 
-    def forward(
-        self, model: nn.Module, output: AtomicOutput, vectors: Tensor, batch: AtomicBatch
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, output: AtomicOutput, leaf: Leaf, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         """Calibrated uncertainties, see :class:`~ubmd.uncertainty.base.Uncertainty`.
 
         Returns:
@@ -82,22 +90,13 @@ class FromFeatures(Scales):
         Raises:
             RuntimeError: before :meth:`fit`.
         """
-        features = self.atomic_features(model, output.trace)
+        features: Tensor = self.features(output)
         return self.calibrated(self.total(_mean_atoms(features, batch)), self.atomic(features), batch)
-
-    def atomic_features(self, model: nn.Module, trace: ReadoutTrace) -> Tensor:
-        """phi_i [n_atoms, n_features] from a pass of the model's readout (Eq. 20)."""
-        return self.features(_readout(model), trace)
 
     @torch.no_grad()
     def total_features(self, model: nn.Module, batch: AtomicBatch) -> Tensor:
         """phi(S) [n_systems, n_features], neither rescaled nor whitened, for batch selection (Eq. 21)."""
-        return _mean_atoms(self.atomic_features(model, self._trace(model, batch)), batch)
-
-    @staticmethod
-    def _trace(model: nn.Module, batch: AtomicBatch) -> ReadoutTrace:
-        output: AtomicOutput = model(batch.vectors(), batch)
-        return output.trace
+        return _mean_atoms(self.features(atomic_output(model, batch)), batch)
 
 
 class FeatureUncertainty(FromFeatures):
@@ -115,7 +114,7 @@ class FeatureUncertainty(FromFeatures):
         super().__init__(features, model, seed)
         self.atomic = Posterior(self.n_features, regularisation)
         self.total = Posterior(self.n_features, regularisation)
-        self.to(_readout(model).weights[0])
+        self.to(next(model.parameters()))
 
 
 class DistanceUncertainty(FromFeatures):
@@ -137,17 +136,14 @@ class DistanceUncertainty(FromFeatures):
         super().__init__(features, model, seed)
         self.atomic = Distance(self.n_features, max_points)
         self.total = Distance(self.n_features)
-        self.to(_readout(model).weights[0])
+        self.to(next(model.parameters()))
 
 
-def _readout(model: nn.Module) -> Readout:
-    readout = getattr(model, "readout", None)
-    if not isinstance(readout, Readout):
-        raise InputError(
-            f"gradient features need a model with one readout; {type(model).__name__} has none "
-            "(for an ensemble use uncertainty=ensemble)"
-        )
-    return readout
+_REMEDY = "choose another uncertainty or a model that has them (for an ensemble uncertainty=ensemble)"
+
+
+def _lacking(model: nn.Module) -> str:
+    return f"the model {type(worn(model)).__name__} shows"
 
 
 def _mean_atoms(features: Tensor, batch: AtomicBatch) -> Tensor:

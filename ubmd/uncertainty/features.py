@@ -1,4 +1,4 @@
-"""Features of an atom: how the network's output reacts to its parameters (Eqs. 17-21)."""
+"""Features of an atom: how the model's output reacts to its parameters (Eqs. 17-21)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ubmd.errors import InputError
-from ubmd.models.readout import BIAS_FACTOR, Readout, ReadoutTrace
+from ubmd.models.base import AtomicOutput, Layers
 
 __all__ = ["FullGradients", "LastLayer", "SketchedGradients"]
 
@@ -19,8 +19,8 @@ MOST_PROJECTIONS = 16384
 class SketchedGradients(nn.Module):
     """Tensor-sketched gradients of the atomic output with respect to weights and biases (Eq. 20).
 
-    A layer's gradient is an outer product (dz^L/dz^(l+1)) (x) (x^(l) / sqrt(d_l), 0.1), so a random
-    projection made of outer products needs only the projections of the two factors. The random matrices
+    A layer's gradient is an outer product (dz^L/dz^(l+1)) (x) (x^(l), c), for GM-NN (x^(l) / sqrt(d_l), 0.1), so
+    a random projection made of outer products needs only the projections of the two factors. The random matrices
     are buffers: they are saved with the model, without which its uncertainties would mean nothing.
 
     Args:
@@ -31,6 +31,8 @@ class SketchedGradients(nn.Module):
     Raises:
         InputError: if ``n_projections`` is not positive.
     """
+
+    needs_layers = True
 
     def __init__(self, layer_sizes: Sequence[tuple[int, int]], n_projections: int = 512, seed: int = 0):
         super().__init__()
@@ -47,20 +49,22 @@ class SketchedGradients(nn.Module):
         """Per layer U_in [n_projections, d_l + 1] (the last column meets the bias) and U_out [., d_(l+1)]."""
         return [(self.get_buffer(f"inner_{k}"), self.get_buffer(f"outer_{k}")) for k in range(self.n_layers)]
 
-    def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
-        """Features phi_i [n_atoms, n_projections] of the atoms that ``trace`` was computed for."""
+    def forward(self, output: AtomicOutput) -> Tensor:
+        """Features phi_i [n_atoms, n_projections] of the atoms of a model's output."""
         features: Tensor | None = None
-        gradients = readout.output_gradients(trace)
-        for (inner, outer), x, gradient in zip(self.projections, trace.inputs, gradients, strict=True):
-            term = (gradient @ outer.T) * _project(x, inner)
+        layers = _layers(output)
+        parts = zip(self.projections, layers.inputs, layers.biases, layers.output_gradients(), strict=True)
+        for (inner, outer), x, bias, gradient in parts:
+            term = (gradient @ outer.T) * _project(x, bias, inner)
             features = term if features is None else features + term
         assert features is not None, "a network has at least one layer"
         return features
 
 
 class LastLayer(nn.Module):
-    """Inputs of the last layer with its bias, (x^(L-1) / sqrt(d_(L-1)), 0.1): the gradient of the output with
-    respect to the last layer's weights and bias (last term of Eq. 18).
+    """Inputs of the last layer with its bias, for GM-NN (x^(L-1) / sqrt(d_(L-1)), 0.1): the gradient of the output
+    with respect to the last layer's weights and bias (last term of Eq. 18). Of a model that shows no layers its
+    features, followed by 1.
 
     Args:
         layer_sizes: (d_l, d_(l+1)) of every layer.
@@ -72,6 +76,7 @@ class LastLayer(nn.Module):
         InputError: if ``n_projections`` is not positive.
     """
 
+    needs_layers = False
     sketch: Tensor | None
 
     def __init__(self, layer_sizes: Sequence[tuple[int, int]], n_projections: int | None = None, seed: int = 0):
@@ -84,10 +89,16 @@ class LastLayer(nn.Module):
             sketch = _normal(n_projections, width, torch.Generator().manual_seed(seed))
         self.register_buffer("sketch", sketch)
 
-    def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
-        """Features phi_i [n_atoms, n_features] of the atoms that ``trace`` was computed for."""
-        x = trace.inputs[-1]
-        return _with_bias(x) if self.sketch is None else _project(x, self.sketch)
+    def forward(self, output: AtomicOutput) -> Tensor:
+        """Features phi_i [n_atoms, n_features] of the atoms of a model's output."""
+        layers = output.layers
+        if layers is not None:
+            x, bias = layers.inputs[-1], layers.biases[-1]
+        elif output.features is not None:
+            x, bias = output.features, 1.0
+        else:
+            raise InputError("the model gives no features with this output, although it has n_features")
+        return _with_bias(x, bias) if self.sketch is None else _project(x, bias, self.sketch)
 
 
 class FullGradients(nn.Module):
@@ -100,26 +111,34 @@ class FullGradients(nn.Module):
         seed: of nothing; features of all kinds are called alike.
     """
 
+    needs_layers = True
+
     def __init__(self, layer_sizes: Sequence[tuple[int, int]], seed: int = 0):
         super().__init__()
         self.n_features = sum((n_in + 1) * n_out for n_in, n_out in layer_sizes)
 
-    def forward(self, readout: Readout, trace: ReadoutTrace) -> Tensor:
+    def forward(self, output: AtomicOutput) -> Tensor:
         """Features phi_i [n_atoms, n_features]: layer by layer dy/d(W, b) [d_(l+1), d_l + 1], row by row."""
-        gradients = readout.output_gradients(trace)
-        layers = zip(trace.inputs, gradients, strict=True)
-        return torch.cat([(g[:, :, None] * _with_bias(x)[:, None]).flatten(1) for x, g in layers], dim=1)
+        layers = _layers(output)
+        parts = zip(layers.inputs, layers.biases, layers.output_gradients(), strict=True)
+        return torch.cat([(g[:, :, None] * _with_bias(x, bias)[:, None]).flatten(1) for x, bias, g in parts], dim=1)
 
 
-def _with_bias(x: Tensor) -> Tensor:
-    """Eq. 17's x~ [n, d + 1] of x / sqrt(d) [n, d]."""
-    return torch.cat([x, torch.full_like(x[:, :1], BIAS_FACTOR)], dim=1)
+def _layers(output: AtomicOutput) -> Layers:
+    if output.layers is None:
+        raise InputError("the model gives no layers with this output, although it has layer_sizes")
+    return output.layers
 
 
-def _project(x: Tensor, matrix: Tensor) -> Tensor:
+def _with_bias(x: Tensor, bias: float) -> Tensor:
+    """Eq. 17's x~ [n, d + 1] of a layer's input [n, d] and the factor of its biases."""
+    return torch.cat([x, torch.full_like(x[:, :1], bias)], dim=1)
+
+
+def _project(x: Tensor, bias: float, matrix: Tensor) -> Tensor:
     """``matrix`` [p, d + 1] times x~ of :func:`_with_bias`, [n, p]."""
     # the constant that x~ ends with only ever adds a constant vector
-    return torch.addmm(BIAS_FACTOR * matrix[:, -1], x, matrix[:, :-1].T)
+    return torch.addmm(bias * matrix[:, -1], x, matrix[:, :-1].T)
 
 
 def _normal(n_projections: int, width: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,67 @@
+"""A potential with its uncertainty."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ubmd.data.batch import AtomicBatch
+from ubmd.models.potential import Memory, Potential, Prediction, differentiate
+from ubmd.uncertainty.base import Uncertainty
+
+__all__ = ["UncertainPotential"]
+
+
+class UncertainPotential(nn.Module):
+    """A potential that says how uncertain it is; itself a potential.
+
+    Args:
+        potential: energies, forces and stress of a model.
+        uncertainty: a fitted uncertainty of that model.
+    """
+
+    def __init__(self, potential: Potential, uncertainty: Uncertainty):
+        super().__init__()
+        self.potential = potential
+        self.uncertainty = uncertainty
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of atomic energies."""
+        return self.potential.model
+
+    @property
+    def cutoff(self) -> float:
+        """Cutoff of the model, Å."""
+        return self.potential.cutoff
+
+    @property
+    def species(self) -> list[int]:
+        """Atomic numbers that the model knows."""
+        return self.model.species.tolist()  # pyright: ignore[reportCallIssue]
+
+    def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
+        """Predicts a batch, uncertainties included.
+
+        Args:
+            batch: structures with neighbours within at least the model's cutoff.
+            memory: passed through.
+            stress: also predict the stress of periodic structures.
+        """
+        with torch.enable_grad():
+            output, leaf = self.potential.atoms(batch)
+            with torch.no_grad():
+                uncertainty, atomic = self.uncertainty(self.model, output, leaf, batch)
+            energy = batch.sum_atoms(output.energies.double())
+            gradient, strain = differentiate(energy, leaf, batch)
+        energy = energy.detach()
+        return Prediction(
+            energy=energy,
+            forces=-gradient,
+            stress=batch.per_volume(strain) if stress else None,
+            uncertainty=uncertainty.detach(),
+            atomic_uncertainty=atomic.detach(),
+            tau=torch.zeros_like(uncertainty),
+            bias_energy=torch.zeros_like(energy),
+            memory=memory,
+        )
