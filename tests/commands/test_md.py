@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from hydra.utils import instantiate
 from rich.console import Console
-
 from tests.models.contract import crystal
+
 from ubmd.cli import main as cli
 from ubmd.commands.md import walkers_table
 from ubmd.data.batch import collate

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models import contract
 from ubmd.data.batch import AtomicBatch
 from ubmd.models.base import AtomicOutput
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
+from ubmd.testing import potentials as contract
 
 
 class Morse(nn.Module):

@@ -12,7 +12,6 @@ from ase.calculators.emt import EMT
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from tests.models import contract
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import EpochSampler, GrowingDataModule
 from ubmd.errors import InputError
@@ -20,6 +19,7 @@ from ubmd.models.base import EnsembleOutput
 from ubmd.models.ensemble import Ensemble, member_seed
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
+from ubmd.testing import potentials as contract
 from ubmd.training.loss import SquaredLoss
 from ubmd.training.module import PotentialModule
 

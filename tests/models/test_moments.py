@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from tests.models.contract import SPECIES, crystal, molecule
 from torch import Tensor
 
-from tests.models.contract import SPECIES, crystal, molecule
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.models.contractions import InvariantContractions
 from ubmd.models.gmnn import GMNN

@@ -7,11 +7,11 @@ import pytest
 import torch
 from ase import Atoms
 
-from tests.models import contract
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, Prediction
+from ubmd.testing import potentials as contract
 from ubmd.training.loss import HuberLoss, SquaredLoss, virial_triangle
 
 

@@ -18,11 +18,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from tests.models import contract
 from ubmd.data.batch import collate
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
+from ubmd.testing import potentials as contract
 from ubmd.uncertainty import FeatureUncertainty, SketchedGradients
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
 from ubmd.uncertainty.parts import PARTS, check_parts

@@ -8,7 +8,6 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from tests.models import contract
 from tests.models.test_ensemble import batch_of, ensemble, members
 from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
@@ -16,6 +15,7 @@ from ubmd.errors import InputError
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential, differentiate
+from ubmd.testing import potentials as contract
 from ubmd.uncertainty import EnsembleUncertainty, FeatureUncertainty, SketchedGradients
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
 
