@@ -162,7 +162,7 @@ def says_something(potential: Potential) -> None:
 def rotations_and_reflections(potential: Potential) -> None:
     """Energies are invariant, forces turn along, and so does the stress from both sides."""
     for seed, improper in enumerate((1.0, -1.0)):
-        turn = improper * Rotation.random(None, np.random.RandomState(seed)).as_matrix()
+        turn = improper * Rotation.from_quat(np.random.default_rng(seed).normal(size=4)).as_matrix()
         for atoms in (molecule(), crystal()):
             turned = atoms.copy()
             turned.set_cell(np.asarray(atoms.cell) @ turn.T)
