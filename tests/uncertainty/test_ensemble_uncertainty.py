@@ -162,3 +162,19 @@ def test_wrong_pairs_of_model_and_uncertainty() -> None:
         EnsembleUncertainty(GMNN(["H"]))
     with pytest.raises(InputError, match=r"Ensemble shows no features .*uncertainty=ensemble"):
         FeatureUncertainty(SketchedGradients, ensemble())
+
+
+def test_files_of_earlier_versions(tmp_path: Path) -> None:
+    """Their ensembles had no stack."""
+    network = {"_target_": "ubmd.models.gmnn.GMNN", "_partial_": True, "cutoff": 4.0, "n_basis": 3, "hidden": [8, 6]}
+    config = {"_target_": "ubmd.models.ensemble.Ensemble", "species": ["H", "C", "O"], "member": network}
+    model = instantiate(config, seed=3)
+    path = tmp_path / "model.ckpt"
+    own = {"_target_": "ubmd.uncertainty.EnsembleUncertainty", "_partial_": True}
+    save_potential(path, model, EnsembleUncertainty(model), model_config=config, uncertainty_config=own)
+    content = torch.load(path, weights_only=True)
+    del content["digest"]
+    content["model_state"] = {k.removeprefix("stack."): v for k, v in content["model_state"].items()}
+    torch.save(content, path)
+    batch = collate([contract.molecule()], 4.0)
+    assert torch.equal(Potential(load_potential(path).model)(batch).forces, Potential(model)(batch).forces)
