@@ -24,6 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ubmd.earlier import find_moved_modules
 from ubmd.version import __version__
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ _PLACES = {
     "write": "ubmd.data.io:write_structures",
 }
 """Where each name is defined, ``module:name``; the imports above say the same to type checkers."""
+
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

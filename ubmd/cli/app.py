@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ubmd import config, paths, secrecy
+from ubmd import config, earlier, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command, find
 from ubmd.cli.explain import check_groups, explain, explain_value
@@ -246,7 +246,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | s
         InputError: for an unknown command, group, option or key, and for values that do not fit.
     """
     with open_hydra() as hydra:
-        cfg = compose_checked(hydra, find(config_name), list(overrides))
+        cfg = compose_checked(hydra, find(config_name), earlier.translated(overrides))
         return job_config(cfg, folder)
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ubmd import interruption, secrecy
+from ubmd import earlier, interruption, secrecy
 from ubmd.arguments import Parser
 from ubmd.cli.command import CHECK, COMPARE, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
@@ -65,6 +65,7 @@ def _run(argv: Sequence[str]) -> int:
         return check(argv[1:])
     command = find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
+    options.overrides = earlier.translated(options.overrides)
 
     from ubmd.cli import app, command_help
 

@@ -5,24 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["upgraded"]
+from ubmd.earlier import MODULES
 
-_MOVED = {
-    "ubmd.data.system": "ubmd.systems.system",
-    "ubmd.data.mil53": "ubmd.systems.mil53",
-    "ubmd.training.files": "ubmd.data.files",
-    "ubmd.dynamics.bias": "ubmd.bias.biased",
-    "ubmd.dynamics.adaptive": "ubmd.bias.adaptive",
-    "ubmd.dynamics.metadynamics": "ubmd.bias.metadynamics",
-    "ubmd.dynamics.langevin": "ubmd.dynamics.integrators.langevin",
-    "ubmd.dynamics.melchionna": "ubmd.dynamics.integrators.melchionna",
-    "ubmd.dynamics.mtk": "ubmd.dynamics.integrators.mtk",
-    "ubmd.dynamics.montecarlo": "ubmd.dynamics.integrators.montecarlo",
-    "ubmd.reference.sampling": "ubmd.systems.sampling",
-    "ubmd.reference.relaxation": "ubmd.systems.relaxation",
-    "ubmd.calculator": "ubmd.interfaces.ase",
-}
-"""Modules of version 0.1's drafts, and where what was in them is now."""
+__all__ = ["upgraded"]
 
 _TORSION = "ubmd.observables.Torsion"
 _VARIABLES = ("ubmd.dynamics.variables", "ubmd.observables.variables")
@@ -77,4 +62,4 @@ def _node(node: Any) -> Any:
 
 def _name(target: Any) -> Any:
     module, _, name = str(target).rpartition(".")
-    return f"{_MOVED[module]}.{name}" if module in _MOVED else target
+    return f"{MODULES[module]}.{name}" if module in MODULES else target
