@@ -11,7 +11,6 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from hydra.utils import instantiate
 from rich.console import Console
-from tests.models.contract import crystal
 
 from ubmd.cli import main as cli
 from ubmd.commands.md import walkers_table
@@ -20,6 +19,7 @@ from ubmd.dynamics import walkers
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.interfaces.ase import UBMDCalculator
+from ubmd.testing.potentials import crystal
 from ubmd.uncertainty.checkpoint import save_potential
 
 pytestmark = pytest.mark.usefixtures("quiet_logging")

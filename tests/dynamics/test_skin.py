@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from ase import Atoms
-from tests.models.contract import crystal
 
 from tests.dynamics.walker_toys import Toy, cluster, gas, walkers
 from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.noise import WalkerNoise
 from ubmd.dynamics.skin import outran_skin, rebuild_neighbours, refresh_neighbours
 from ubmd.dynamics.state import WalkerState, evaluate
+from ubmd.testing.potentials import crystal
 
 CUTOFF = 3.2
 

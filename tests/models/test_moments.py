@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from tests.models.contract import SPECIES, crystal, molecule
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch, collate
@@ -15,6 +14,7 @@ from ubmd.models.gmnn import GMNN
 from ubmd.models.moments import GaussianMoments
 from ubmd.models.potential import Potential
 from ubmd.models.radial import GaussianBasis, cosine_cutoff
+from ubmd.testing.potentials import SPECIES, crystal, molecule
 from ubmd.training.loss import SquaredLoss
 
 N_GAUSS = 9
