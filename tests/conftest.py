@@ -25,7 +25,7 @@ def _outside_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path_factory.getbasetemp() / "runs"))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quiet_logging() -> Iterator[None]:
     """Put the root logger back as it was: a Hydra job configures it."""
     root = logging.getLogger()

@@ -359,7 +359,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, Sequence[str], str]] = {
     "no valid": (None, ("data.valid=none.extxyz",), "structure file none.extxyz does not exist"),
     "no start": (None, ("training.start=none.ckpt",), "potential none.ckpt does not exist"),
     "fraction": (None, ("data.validation_fraction=1.5",), "data.validation_fraction=1.5 must lie between 0 and 1"),
-    "radius": (None, ("training.sam_radius=-1",), "training.sam_radius=-1 must not be negative"),
+    "radius": (None, ("training.sam_radius=-1",), "training.sam_radius=-1 must be a number from 0"),
     "limit": (
         None,
         ("training=huber", "training.loss.forces_delta=0"),

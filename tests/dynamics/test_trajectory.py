@@ -148,7 +148,7 @@ def test_every_damage_is_noticed_before_hdf5_sees_it(tmp_path, found, monkeypatc
 
 def test_files_of_version_1_are_read(tmp_path, caplog):
     """Their frames are elements and positions alone, which a line says; damage is noticed where HDF5 notices it."""
-    old = Path(__file__).parents[2] / "data" / "version_1" / "trajectory.h5"
+    old = Path(__file__).parents[1] / "data" / "version_1" / "trajectory.h5"
     with caplog.at_level("INFO"):
         found = read_trajectory(old)
     assert [r.getMessage() for r in caplog.records] == [
