@@ -27,15 +27,19 @@ def _outside_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 @pytest.fixture(autouse=True)
 def quiet_logging() -> Iterator[None]:
-    """Put the root logger back as it was: a Hydra job configures it."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    """The root logger as it is in a new process, whatever Hydra's jobs make of it."""
+    _plain_logging()
     yield
+    _plain_logging()
+
+
+def _plain_logging() -> None:
+    root = logging.getLogger()
     for handler in root.handlers:
-        if handler not in handlers:
+        if not type(handler).__module__.startswith("_pytest"):
             handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    root.handlers[:] = [handler for handler in root.handlers if type(handler).__module__.startswith("_pytest")]
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ on an accelerator::
 
     on_accelerator(lambda potential, batch: potential(batch), potential, batch)
 
+The checks need a process of their own: PyTorch prepares for the devices there are when it takes the first derivative.
 Where a value is asked for, it is true, 1.0 or, of whole numbers, what is given as ``number``.
 """
 
@@ -114,6 +115,7 @@ def on_accelerator(function: Callable[..., Any], *arguments: Any, number: int = 
 
     Raises:
         AssertionError: a part of what it returns is somewhere else, or what it computes mixes devices.
+        RuntimeError: derivatives were taken in this process before.
     """
     # fake tensors cannot be copied from real ones
     arguments = tuple(copy.deepcopy(value) if isinstance(value, nn.Module) else value for value in arguments)
@@ -121,6 +123,10 @@ def on_accelerator(function: Callable[..., Any], *arguments: Any, number: int = 
         try:
             found = function(*map(fake, arguments))
         except RuntimeError as error:
+            if "device_ready_queues_" in str(error):
+                raise RuntimeError(
+                    "derivatives were taken before; run these checks in a process of their own"
+                ) from error
             raise AssertionError(f"mixed devices: {str(error).splitlines()[0]}") from error
         left = strays(found)
     assert not left, f"not on the accelerator: {', '.join(left)}"
