@@ -219,7 +219,8 @@ def test_max_atoms() -> None:
 
 def test_to_converts_floating_point_fields_only() -> None:
     batch = collate([crystal(3, labels="efs"), crystal(2, labels="efs")], CUTOFF, dtype=torch.float64)
-    batch = batch.replace(member=torch.tensor([1, 0]))
+    fixed = torch.zeros(len(batch.numbers), dtype=torch.bool)
+    batch = batch.replace(member=torch.tensor([1, 0]), fixed=fixed)
     single = batch.to("cpu", torch.float32)
     for field in fields(AtomicBatch):
         before, after = getattr(batch, field.name), getattr(single, field.name)
