@@ -173,7 +173,8 @@ def killed_run(drill: Drill, index: int) -> None:
 def noted(folder: Path) -> list[tuple[str, str]]:
     """(begun or done, structure), as the references noted them."""
     file = folder / "log"
-    return [tuple(line.split()[:2]) for line in file.read_text().splitlines()] if file.exists() else []  # type: ignore
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(what, structure) for what, structure, *_ in map(str.split, lines)]
 
 
 def label_faults(

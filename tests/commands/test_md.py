@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -145,9 +146,9 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
     save_walkers = walkers.save_checkpoint
     rounds: list[int] = []
 
-    def interrupted(path: Path, name: str, values: dict[str, object]) -> None:
+    def interrupted(path: Path, name: str, values: dict[str, Any]) -> None:
         save_walkers(path, name, values)
-        rounds.append(int(values["rounds"]))  # type: ignore[call-overload]
+        rounds.append(int(values["rounds"]))
         if values["rounds"] == 20:
             raise KeyboardInterrupt
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,12 @@ from ubmd.models.base import n_members
 from ubmd.progress import RunProgress, run_progress
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.fit import Fit, Fitting, fit_and_predict, set_up_lightning
-from ubmd.rounds.run import Calibration
+from ubmd.rounds.run import Potentials
 from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
-from ubmd.uncertainty.parts import foreign_parts
 
 __all__ = ["train"]
 
@@ -85,9 +83,8 @@ class _Job:
     datamodule: GrowingDataModule
     module: PotentialModule
     uncertainty: Any
-    calibration: Calibration
+    potentials: Potentials
     fitting: Fitting
-    configs: Mapping[str, Any]
 
 
 def _prepare(cfg: DictConfig) -> _Job:
@@ -114,7 +111,7 @@ def _prepare(cfg: DictConfig) -> _Job:
     if cfg.training.get("start") is None:  # else it may know elements that are not trained on
         files.check_trained(datamodule)
     fits.limits(len(datamodule.train_indices), datamodule.batch_size)
-    return _Job(files, datamodule, module, uncertainty, made.calibration, fits, made.configs)
+    return _Job(files, datamodule, module, uncertainty, made, fits)
 
 
 def _species(cfg: DictConfig, files: DataFiles) -> list[str]:
@@ -132,14 +129,8 @@ def _species(cfg: DictConfig, files: DataFiles) -> list[str]:
 def _fit(job: _Job, folder: Path, loggers: list[Logger], progress: RunProgress) -> dict[str, Any]:
     """Trains, calibrates, saves the potential, draws the figure; returns the metrics."""
     model, uncertainty, datamodule = job.module.model, job.uncertainty, job.datamodule
-    save = partial(
-        save_potential,
-        folder / "model.ckpt",
-        model,
-        uncertainty,
-        **job.configs,
-    )
-    atomic, total = job.calibration.atomic, job.calibration.total
+    save = partial(save_potential, folder / "model.ckpt", model, uncertainty, **job.potentials.configs)
+    atomic, total = job.potentials.calibration.atomic, job.potentials.calibration.total
     calibrate = Calibrate(uncertainty, atomic, total, done=save)
     fit: Fit = fit_and_predict(
         job.fitting,
@@ -155,7 +146,7 @@ def _fit(job: _Job, folder: Path, loggers: list[Logger], progress: RunProgress) 
     if datamodule.test_structures:
         held_out["test"] = datamodule.test_structures
     # what is reported is what was saved
-    potential = load_potential(folder / "model.ckpt", device=fit.device, allow=foreign_parts(*job.configs.values()))
+    potential = load_potential(folder / "model.ckpt", device=fit.device, allow=job.potentials.allow)
     size = datamodule.evaluation_batch_size
     found = {k: evaluate_structures(potential, v, batch_size=size) for k, v in held_out.items()}
     half = {

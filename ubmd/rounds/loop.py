@@ -97,13 +97,7 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
 
 def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, uncertainty: Any) -> dict[str, Any]:
     """Trains, tests, calibrates and saves the round's potential; returns its columns of ``metrics.csv``."""
-    save = partial(
-        save_potential,
-        folder.model,
-        module.model,
-        uncertainty,
-        **run.potentials.configs,
-    )
+    save = partial(save_potential, folder.model, module.model, uncertainty, **run.potentials.configs)
     calibration = run.potentials.calibration
     calibrate = Calibrate(uncertainty, calibration.atomic, calibration.total, done=save)
     steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))

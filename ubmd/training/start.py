@@ -29,8 +29,8 @@ def load_weights(model: nn.Module, path: str | Path, name: str = "training.start
     Raises:
         InputError: if the file is no potential, or its model has other species, another cutoff or another shape.
     """
-    # what the model is made of is here already
-    packages = {type(module).__module__.split(".")[0] for module in model.modules()} - {"ubmd"}
+    # what the model is made of is here already; of PyTorch no part is named in a file, though all models are made of it
+    packages = {type(module).__module__.split(".")[0] for module in model.modules()} - {"ubmd", "torch"}
     start = load_potential(path, allow=sorted(packages)).model
     species, known = _symbols(model), _symbols(start)
     if species != known:
