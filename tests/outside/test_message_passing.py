@@ -203,13 +203,13 @@ def copper(n: int, seed: int) -> list[Atoms]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_logging: None) -> Path:
     """A working directory with the model in a file of its own."""
-    shutil.copy(Path(__file__).with_name("message_passing.py"), tmp_path / "my_model.py")
+    shutil.copy(Path(__file__).with_name("message_passing.py"), tmp_path / "my_network.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path / "runs"))
     return tmp_path
 
 
-MINE = ("model=custom", "model._target_=my_model.MessagePassing", "+model.cutoff=3.5")
+MINE = ("model=custom", "model._target_=my_network.MessagePassing", "+model.cutoff=3.5")
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=3", "calibration.total.too_small=maximum")
 
 
@@ -227,14 +227,16 @@ def test_train_evaluate_md_and_ase(here: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert run("evaluate", "potential=next/model.ckpt", "structures=test.extxyz", "paths.run=refused") == 2
     said = capsys.readouterr()
-    assert "my_model.MessagePassing" in said.err + said.out
-    assert "allow=my_model" in said.err + said.out
-    assert run("evaluate", "potential=next/model.ckpt", "structures=test.extxyz", "allow=my_model", "paths.run=e") == 0
+    assert "my_network.MessagePassing" in said.err + said.out
+    assert "allow=my_network" in said.err + said.out
+    assert (
+        run("evaluate", "potential=next/model.ckpt", "structures=test.extxyz", "allow=my_network", "paths.run=e") == 0
+    )
     dynamics = ("dynamics.n_walkers=2", "dynamics.stopping.max_steps=4", "dynamics.frame_interval=2", "bias.window=2")
     start = ("system.structure=test.extxyz", "dynamics.stopping.uncertainty_threshold=1e6")
-    assert run("md", "potential=next/model.ckpt", "allow=[my_model]", *start, *dynamics, "paths.run=md") == 0
+    assert run("md", "potential=next/model.ckpt", "allow=[my_network]", *start, *dynamics, "paths.run=md") == 0
     atoms = copper(1, 50)[0]
-    atoms.calc = UBMDCalculator(load_potential("next/model.ckpt", allow="my_model"), tau=0.2, rescale=False)
+    atoms.calc = UBMDCalculator(load_potential("next/model.ckpt", allow="my_network"), tau=0.2, rescale=False)
     assert np.isfinite(atoms.get_forces()).all()
     with pytest.raises(InputError, match="do not trust it"):
         UBMDCalculator("next/model.ckpt")
@@ -246,7 +248,7 @@ def test_train_evaluate_md_and_ase(here: Path, capsys: pytest.CaptureFixture[str
         (*MINE, "uncertainty=posterior", "uncertainty.features.n_projections=16", "selection=max_det"),
         (*MINE, "uncertainty=distance", "uncertainty/features=last_layer", "selection=max_dist"),
         (
-            *("model=custom_ensemble", "model.member._target_=my_model.MessagePassing", "model.n_members=2"),
+            *("model=custom_ensemble", "model.member._target_=my_network.MessagePassing", "model.n_members=2"),
             *("uncertainty=ensemble", "selection=max_diag"),
         ),
     ],
@@ -268,5 +270,5 @@ def test_two_rounds_of_learning(method: tuple[str, ...], here: Path) -> None:
     records = RoundStore(here / "run").records()
     assert len(records) == 2
     assert records[0]["metrics"]["n_selected"] == 2
-    loaded = load_potential("run/rounds/001/model.ckpt", allow="my_model")
+    loaded = load_potential("run/rounds/001/model.ckpt", allow="my_network")
     assert loaded(collate(copper(1, 0), loaded.cutoff)).uncertainty > 0

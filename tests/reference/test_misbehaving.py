@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from wandb.sdk.lib.exit_hooks import ExitHooks
 
 from tests.reference.misbehaving import Bad, three
 from ubmd.errors import InputError
@@ -51,6 +53,14 @@ def check(how: str, store: LabelStore, executor: LabelExecutor | None = None) ->
 @pytest.mark.parametrize("how", [how for how in SAYS if how not in ENDS_THE_PROCESS])
 def test_in_this_process(how: str, tmp_path: Path) -> None:
     check(how, LabelStore(tmp_path / "labels.db"))
+
+
+def test_whoever_watches_for_the_end_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = ExitHooks()
+    monkeypatch.setattr(sys, "exit", sys.exit)  # both are put back
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    hooks.hook()
+    check("sys_exit", LabelStore(tmp_path / "labels.db"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,9 @@ class Reference(Protocol):
 def told(error: BaseException) -> str:
     """An error in a line: its class, what it says, and the place in the code that raised it."""
     what = "it ended the process (sys.exit)" if isinstance(error, SystemExit) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
+    # packages that watch for the end of a process, as wandb does, put a function of theirs in the place of sys.exit
+    watcher = getattr(getattr(sys.exit, "__code__", None), "co_filename", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != watcher]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return " ".join(f"{what}: {error}{place}".split())
 
