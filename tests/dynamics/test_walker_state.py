@@ -114,6 +114,34 @@ def test_select_takes_every_field_along():
     assert torch.equal(chosen.max_uncertainty(), state.max_uncertainty()[[2, 0]])
 
 
+@pytest.mark.parametrize("structures", [[cluster(4, 1), cluster(7, 2), cluster(5, 3)], [gas(1), gas(2), gas(3)]])
+def test_joined_are_the_walkers_of_all(structures):
+    toy = Toy(cutoff=3.2, drive=0.1)
+    whole = evaluate(walkers(structures, temperature=[100.0, 200.0, 300.0], cutoff=3.2), toy)
+    first, second = (whole.select(torch.tensor(i)) for i in ([0], [2, 1]))
+    first = first.replace(batch=first.batch.with_neighbours(6.0), listed_positions=first.batch.positions)
+    assert first.batch.neighbours.shape[1] != second.batch.neighbours.shape[1]
+    found = WalkerState.joined([first, second])
+    again = found.select(torch.tensor([0, 2, 1]))
+    neighbours = ("batch.neighbours", "batch.mask", "batch.shifts")
+    before, after = everything(whole), everything(again)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        if key not in neighbours:
+            torch.testing.assert_close(after[key], value, rtol=0, atol=0, msg=key)
+    for state in (found, again):  # which cell does not move is known by this
+        assert state.start_cell is state.listed_cell is state.batch.cell
+    torch.testing.assert_close(toy(again.batch).forces, toy(whole.batch).forces, rtol=1e-12, atol=1e-12)
+    rest = WalkerState.joined([second.select(torch.tensor([], dtype=torch.int64)), second])
+    assert torch.equal(rest.batch.neighbours, second.batch.neighbours)
+
+
+def test_walkers_that_remember_other_things_are_not_joined():
+    state = evaluate(walkers([cluster(4)]), Toy(drive=0.1))
+    with pytest.raises(InputError, match=r"memory\['mean'\] is known of some.*dynamics.slots=null"):
+        WalkerState.joined([state, state.replace(memory={})])
+
+
 def test_select_nobody():
     state = evaluate(walkers([gas(1)]), Toy(drive=0.1)).select(torch.tensor([], dtype=torch.int64))
     assert state.n_walkers == 0

@@ -16,7 +16,7 @@ from ubmd.data.neighbours import neighbour_matrix
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["AtomicBatch", "collate"]
+__all__ = ["AtomicBatch", "collate", "joined"]
 
 _PER_ATOM = ("positions", "numbers", "shifts", "mask", "forces", "fixed")
 _PER_SYSTEM = ("cell", "pbc", "n_atoms", "energy", "stress", "member")
@@ -131,6 +131,34 @@ class AtomicBatch:
             new[name] = None if value is None else value[systems]
         return AtomicBatch(**new)  # pyright: ignore[reportArgumentType]
 
+    @classmethod
+    def joined(cls, batches: Sequence[AtomicBatch]) -> AtomicBatch:
+        """The structures of several batches, in order, as one batch; all must have the same fields."""
+        width = max(batch.neighbours.shape[1] for batch in batches)
+        parts = [batch.widened(width) for batch in batches]
+        sizes = [len(part.numbers) for part in parts]
+        counts = [part.n_systems for part in parts]
+        new: dict[str, Tensor | None] = {
+            name: joined([getattr(part, name) for part in parts], name) for name in (*_PER_ATOM, *_PER_SYSTEM)
+        }
+        for name, shifts in (("neighbours", sizes), ("system_idx", counts)):
+            before = [sum(shifts[:i]) for i in range(len(parts))]
+            new[name] = torch.cat([getattr(part, name) + n for part, n in zip(parts, before, strict=True)])
+        return cls(**new)  # pyright: ignore[reportArgumentType]
+
+    def widened(self, width: int) -> AtomicBatch:
+        """The same neighbours with padding up to ``width`` entries for each atom."""
+        n_atoms, more = self.neighbours.shape[0], width - self.neighbours.shape[1]
+        if not more:
+            return self
+        own = torch.arange(n_atoms, device=self.neighbours.device)[:, None].expand(-1, more)
+        shifts = None if self.shifts is None else torch.cat([self.shifts, self.shifts.new_zeros(n_atoms, more, 3)], 1)
+        return self.replace(
+            neighbours=torch.cat([self.neighbours, own], 1),
+            mask=torch.cat([self.mask, self.mask.new_zeros(n_atoms, more)], 1),
+            shifts=shifts,
+        )
+
     def replace(self, **changes: Tensor | None) -> AtomicBatch:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # pyright: ignore[reportArgumentType]
@@ -162,6 +190,20 @@ class AtomicBatch:
                 value = value.to(arg, non_blocking=non_blocking)
             moved[field.name] = value
         return AtomicBatch(**moved)
+
+
+def joined(parts: Sequence[Tensor | None], name: str) -> Tensor | None:
+    """A field of several batches, end to end; None where none of them has it.
+
+    Raises:
+        ValueError: if some have it and others do not.
+    """
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    if len(there) < len(parts):
+        raise ValueError(f"{name} is known of some and not of others, which cannot be one batch")
+    return torch.cat(there)
 
 
 def collate(

@@ -18,7 +18,7 @@ from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.settings import in_turn
 from ubmd.dynamics.state import initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
-from ubmd.dynamics.walkers import Integrator, MolecularDynamics, run_walkers
+from ubmd.dynamics.walkers import Integrator, MolecularDynamics, check_independent, run_walkers
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
@@ -32,6 +32,8 @@ MOST_WALKERS = 100_000
 """All of them are in memory at once."""
 LARGEST_SKIN = 10.0
 """Å; the pairs within it are computed with at every step."""
+NO_NEIGHBOURS = 1e-3
+"""Å."""
 
 
 def walker_starts(structures: Sequence[Atoms], n_walkers: int) -> list[Atoms]:
@@ -45,7 +47,8 @@ class Explorer:
 
     Args:
         stopping: when a walker stops.
-        n_walkers: number of walkers, run as one batch.
+        n_walkers: number of walkers.
+        slots: walkers that run at a time, as one batch: where one stops the next one begins. None for all at once.
         frame_interval: steps between frames kept as candidates.
         skin: width of the neighbour lists beyond the cutoff, Å.
         checkpoint_interval: steps between savings of the walkers' states.
@@ -56,13 +59,16 @@ class Explorer:
 
     stopping: StoppingRules
     n_walkers: int = 8
+    slots: int | None = None
     frame_interval: int = 200
     skin: float = 1.0
     checkpoint_interval: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("n_walkers", "frame_interval", "checkpoint_interval"):
+        for name in ("n_walkers", "slots", "frame_interval", "checkpoint_interval"):
             value = getattr(self, name)
+            if name == "slots" and value is None:
+                continue
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
         if self.n_walkers > MOST_WALKERS:
@@ -121,10 +127,15 @@ class Explorer:
             )
 
     def check_bias(self, bias: object) -> None:
-        """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing."""
+        """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing.
+
+        Also for one that walkers share (``shared``), if they do not all run at a time.
+        """
         acting = getattr(bias, "acts_on_cell", None)
         if acting is not None and not self.needs_stress:
             raise InputError(f"{acting} needs dynamics that move the cell; choose dynamics=npt")
+        if self.slots is not None and self.slots < self.n_walkers:
+            check_independent(bias, f"dynamics.slots={self.slots}")
 
     @property
     def max_candidates(self) -> int:
@@ -161,7 +172,8 @@ class Explorer:
         seeds = [stage_seed(seed, round_index, Stage.WALKERS, w) for w in range(self.n_walkers)]
         inherited = [Inherited.of(atoms, reads) for atoms in walker_starts(starts, self.n_walkers)]
         structures, integrator = self.begin(walker_starts(starts, self.n_walkers), seeds)
-        batch = collate(structures, potential.cutoff + self.skin, dtype=dtype, device=device)
+        # neighbours are listed when a walker begins
+        batch = collate(structures, NO_NEIGHBOURS, dtype=dtype, device=device)
         state_of = resting_state if self.time_step is None else initial_state
         temperature = in_turn(self.temperature, torch.arange(self.n_walkers))
         masses = torch.as_tensor(np.concatenate([atoms.get_masses() for atoms in structures]))
@@ -173,6 +185,7 @@ class Explorer:
             self.stopping,
             frame_interval=self.frame_interval,
             skin=self.skin,
+            slots=self.slots,
             checkpoint=checkpoint,
             checkpoint_interval=self.checkpoint_interval,
             on_progress=on_progress,

@@ -11,7 +11,7 @@ import torch
 from ase.data import atomic_masses
 from torch import Tensor
 
-from ubmd.data.batch import AtomicBatch
+from ubmd.data.batch import AtomicBatch, joined
 from ubmd.dynamics.noise import MOMENTA_STREAM, checked_seeds, stream
 from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Prediction, WalkerPotential
@@ -125,7 +125,30 @@ class WalkerState:
             for name in names:
                 value = getattr(self, name)
                 new[name] = None if value is None else value[index]
-        return self.replace(**new)
+        return _sharing_cells([self], self.replace(**new))
+
+    @classmethod
+    def joined(cls, states: Sequence[WalkerState]) -> WalkerState:
+        """The walkers of several states, in order, as one state.
+
+        Raises:
+            InputError: if some remember what others do not.
+        """
+        if len(states) == 1:
+            return states[0]
+        new: dict[str, object] = {"batch": AtomicBatch.joined([state.batch for state in states])}
+        try:
+            for name in (*_PER_ATOM, *_PER_WALKER):
+                new[name] = joined([getattr(state, name) for state in states], name)
+            for name in _NESTED:
+                values = [getattr(state, name) for state in states]
+                keys = dict.fromkeys(key for value in values for key in value)
+                new[name] = {key: joined([value.get(key) for value in values], f"{name}[{key!r}]") for key in keys}
+        except ValueError as error:
+            raise InputError(
+                f"walkers cannot begin beside others that run: {error}; set dynamics.slots=null"
+            ) from error
+        return _sharing_cells(states, states[0].replace(**new))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries of CPU tensors, for ``torch.save``; a field that is None is left out.
@@ -162,6 +185,12 @@ _PER_WALKER = (
     *("energy", "uncertainty", "tau", "bias_energy", "stress"),
 )
 _NESTED = ("memory", "extended")
+
+
+def _sharing_cells(before: Sequence[WalkerState], state: WalkerState) -> WalkerState:
+    """The state whose cells are one tensor where they were before: walkers that keep their cell are told by that."""
+    same = [name for name in ("listed_cell", "start_cell") if all(getattr(b, name) is b.batch.cell for b in before)]
+    return state.replace(**dict.fromkeys(same, state.batch.cell))
 
 
 def _plain(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential
 
-__all__ = ["Integrator", "MolecularDynamics", "StepHalves", "run_walkers"]
+__all__ = ["Integrator", "MolecularDynamics", "StepHalves", "check_independent", "run_walkers"]
 
 
 class StepHalves(Protocol):
@@ -46,7 +46,7 @@ class Integrator(Protocol):
     """Whether its steps depend on the stress; walkers must then be periodic in three directions."""
 
     def prepare(self, state: WalkerState, /) -> StepHalves:
-        """Coefficients that hold until the set of walkers changes."""
+        """Coefficients that hold until the set of walkers changes; also of walkers that are between the halves."""
         ...
 
 
@@ -73,16 +73,21 @@ def run_walkers(
     *,
     frame_interval: int = 200,
     skin: float = 1.0,
+    slots: int | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_interval: int = 1000,
     on_progress: Callable[[int, int, float], None] | None = None,
     progress_interval: int = 100,
 ) -> Exploration:
-    """Molecular dynamics of all walkers at once; one that has a reason to stop stops alone.
+    """Molecular dynamics of walkers as one batch; one that has a reason to stop stops alone.
 
     Stopping rules are applied after every step, but not to the start. A walker's frame is kept every
     ``frame_interval`` steps and where it crosses the uncertainty threshold; neither the start, which is
     labelled already, nor an unphysical state is a frame. Each step waits for the device once.
+
+    With fewer ``slots`` than walkers, so many run at a time: where one stops the next one begins, until all have
+    run. If the potential does something only at every n-th step of a walker (``every``), walkers begin where all
+    of the batch do it at the same time.
 
     With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps, when
     a signal asks the process to stop, and at the end, and the same call continues from the file if it exists.
@@ -97,9 +102,10 @@ def run_walkers(
         rules: when to stop.
         frame_interval: steps of a walker between frames.
         skin: reach of the neighbour lists beyond the cutoff, Å.
+        slots: walkers that run at a time; None for all.
         checkpoint: file to save to and continue from.
         checkpoint_interval: steps between savings.
-        on_progress: called with steps done by all walkers together, number of walkers still running and the
+        on_progress: called with steps done by all walkers together, number of walkers that run and the
             highest atomic uncertainty (eV/Å) met so far by those (NaN if not predicted).
         progress_interval: steps between these calls.
 
@@ -109,6 +115,11 @@ def run_walkers(
             periodic in three directions or has fixed atoms, or the checkpoint is damaged or another run's.
     """
     _check_intervals(frame_interval, checkpoint_interval, progress_interval, skin)
+    if slots is not None and slots < 1:
+        raise InputError(f"slots must be at least 1 walker, or null for all at once, got {slots}")
+    slots = state.n_walkers if slots is None else min(slots, state.n_walkers)
+    if slots < state.n_walkers:
+        check_independent(potential, f"slots={slots}")
     numbers, pbc = _composition(state)
     if integrator.needs_stress and not pbc.all():
         raise InputError(
@@ -116,20 +127,15 @@ def run_walkers(
             "use dynamics at constant volume"
         )
     file = None if checkpoint is None else Path(checkpoint)
-    name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin)
-    run = None if file is None else _Run.load(file, name, state.batch.positions.device)
-    if run is None:
-        state = rebuild_neighbours(state, potential.cutoff, skin)
-        known = state.evaluated and (state.stress is not None or not integrator.needs_stress)
-        run = _Run(state if known else evaluate(state, potential, stress=integrator.needs_stress))
-        if rules.uncertainty_threshold is not None and run.state.atomic_uncertainty is None:
-            raise InputError(
-                f"uncertainty_threshold is {rules.uncertainty_threshold} eV/Å, but the potential predicts no "
-                "uncertainty; set it to null"
-            )
+    few = () if slots == state.n_walkers else (slots,)  # files of earlier versions are of all at once
+    name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin, *few)
+    run = (None if file is None else _Run.load(file, name, state)) or _Run.of(state)
     with interruption.shielded():
-        while run.state.n_walkers:
-            for state, reasons in _steps(run.state, potential, integrator, rules, skin):
+        while run.state.n_walkers or run.waiting:
+            parts = [run.state] if run.state.n_walkers else []
+            if room := run.room(slots, potential):
+                parts.append(_begun(run.next(room), potential, integrator, rules, skin))
+            for state, reasons in _steps(parts, potential, integrator, rules, skin):
                 run.record(state, reasons, frame_interval)
                 interrupted = interruption.requested()
                 if file is not None and (interrupted or run.rounds % checkpoint_interval == 0):
@@ -138,9 +144,20 @@ def run_walkers(
                     interruption.stop()
                 if on_progress is not None and run.rounds % progress_interval == 0:
                     on_progress(*run.progress())
+                if run.room(slots, potential):
+                    break
     if file is not None:
         run.save(file, name)
     return run.result(numbers, pbc)
+
+
+def check_independent(potential: object, setting: str) -> None:
+    """Raises InputError if walkers share what the potential remembers (``shared``), and so must run as one batch."""
+    if getattr(potential, "shared", False):
+        raise InputError(
+            f"{setting}: walkers that share their hills (bias.shared) must advance together, all in one batch; "
+            "leave it at its default, or set bias.shared=false"
+        )
 
 
 def _check_intervals(frame_interval: int, checkpoint_interval: int, progress_interval: int, skin: float) -> None:
@@ -169,10 +186,32 @@ def _composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
     return numbers[: counts[0]].numpy(), pbc[0].numpy()
 
 
+def _begun(
+    start: WalkerState, potential: WalkerPotential, integrator: Integrator, rules: StoppingRules, skin: float
+) -> WalkerState:
+    """Walkers that are ready for their first step, evaluated by themselves.
+
+    Raises:
+        InputError: if there is a rule on uncertainties, but the potential predicts none.
+    """
+    state = rebuild_neighbours(start, potential.cutoff, skin)
+    if not state.evaluated or (state.stress is None and integrator.needs_stress):
+        state = evaluate(state, potential, stress=integrator.needs_stress)
+    if rules.uncertainty_threshold is not None and state.atomic_uncertainty is None:
+        raise InputError(
+            f"uncertainty_threshold is {rules.uncertainty_threshold} eV/Å, but the potential predicts no "
+            "uncertainty; set it to null"
+        )
+    return state
+
+
 def _steps(
-    state: WalkerState, potential: WalkerPotential, integrator: Integrator, rules: StoppingRules, skin: float
+    parts: list[WalkerState], potential: WalkerPotential, integrator: Integrator, rules: StoppingRules, skin: float
 ) -> Iterator[tuple[WalkerState, np.ndarray | None]]:
-    """Steps of a fixed set of walkers until one has to stop.
+    """Steps of a fixed set of walkers until one has to stop: those that run, and those that begin.
+
+    Integrators make what they remember of a walker in the first half of its first step. Hence that is done of each
+    part by itself; behind it all walkers have the same fields, and go on as one batch.
 
     Whether a walker has to stop is asked of the device together with whether the neighbours are still valid
     in the next step. Hence the first half of the next step is computed in advance; where a walker stops it is
@@ -181,11 +220,16 @@ def _steps(
     Yields:
         the state after a step, and None or, after the last one, reasons [n_walkers] on the host.
     """
-    halves = integrator.prepare(state)
-    dtype, device = state.momenta.dtype, state.momenta.device
-    noise = WalkerNoise(state.seed, state.step, state.batch.n_atoms, dtype=dtype, device=device)
+    seeds, steps, n_atoms = (
+        torch.cat(values)
+        for values in zip(*((part.seed, part.step, part.batch.n_atoms) for part in parts), strict=True)
+    )
+    noise = WalkerNoise(seeds, steps, n_atoms, dtype=parts[0].momenta.dtype, device=parts[0].momenta.device)
     numbers = noise.next()
-    ahead = halves.first_half(state, numbers)
+    halved = [integrator.prepare(part) for part in parts]
+    pieces = zip(halved, parts, numbers.split([len(part.masses) for part in parts]), strict=True)
+    ahead = WalkerState.joined([halves.first_half(part, piece) for halves, part, piece in pieces])
+    halves = halved[0] if len(parts) == 1 else integrator.prepare(ahead)
     cutoff, stress = potential.cutoff, integrator.needs_stress
     outran, stop = bool(outran_skin(ahead, cutoff, skin)), False
     while not stop:
@@ -201,11 +245,15 @@ def _steps(
 
 @dataclass
 class _Run:
-    """What changes while walkers run; a checkpoint holds all of it."""
+    """What changes while walkers run; a checkpoint holds all of it but the start."""
 
+    start: WalkerState
+    """Of all walkers."""
+    waiting: list[int]
+    """Places in ``start`` of walkers that have not begun yet."""
     state: WalkerState
-    """Of the walkers that still run, possibly none."""
-    highest: Tensor = field(init=False)
+    """Of the walkers that run, possibly none."""
+    highest: Tensor
     """[n_walkers] highest atomic uncertainty so far, eV/Å; NaN if there is none."""
     rounds: int = 0
     """Steps of the batch."""
@@ -215,12 +263,33 @@ class _Run:
     """What is known of walkers that stopped at one step."""
 
     def __post_init__(self) -> None:
-        self.highest = torch.full_like(self.state.temperature, torch.nan)
+        self.first = int(self.start.step[0])
         self._count()
+
+    @classmethod
+    def of(cls, start: WalkerState) -> _Run:
+        """The run before its first step."""
+        nobody = start.select(torch.zeros(0, dtype=torch.int64, device=start.step.device))
+        return cls(start, list(range(start.n_walkers)), nobody, torch.zeros_like(nobody.temperature))
 
     def _count(self) -> None:
         # known on the host too, because a look at the device's copy would be a wait
         self.steps = self.state.step.cpu().numpy().copy()
+
+    def room(self, slots: int, potential: WalkerPotential) -> int:
+        """How many walkers may begin now."""
+        free = min(slots - self.state.n_walkers, len(self.waiting))
+        if free and len(self.steps) and (self.steps[0] - self.first) % getattr(potential, "every", 1):
+            return 0
+        return free
+
+    def next(self, n: int) -> WalkerState:
+        """The next walkers, as they start, which :meth:`record` expects behind those that run."""
+        start = self.start.select(torch.tensor(self.waiting[:n], device=self.start.step.device))
+        self.waiting = self.waiting[n:]
+        self.highest = torch.cat([self.highest, torch.full_like(start.temperature, torch.nan)])
+        self.steps = np.concatenate([self.steps, start.step.cpu().numpy()])
+        return start
 
     def record(self, state: WalkerState, reasons: np.ndarray | None, frame_interval: int) -> None:
         """Takes in the state after a step, keeps its frames and parts with the walkers that stopped."""
@@ -264,6 +333,7 @@ class _Run:
         """Writes everything to ``path``."""
         values: dict[str, Any] = {
             "state": self.state.state_dict(),
+            "waiting": self.waiting,
             "highest": self.highest.cpu(),
             "rounds": self.rounds,
             "frames": self.frames,
@@ -272,19 +342,22 @@ class _Run:
         save_checkpoint(path, name, values)
 
     @classmethod
-    def load(cls, path: Path, name: str, device: torch.device) -> _Run | None:
+    def load(cls, path: Path, name: str, start: WalkerState) -> _Run | None:
         """The run as saved, or None if it was not."""
         saved = load_checkpoint(path, name)
         if saved is None:
             return None
-        run = cls(
-            WalkerState.from_state_dict(saved["state"], device=device),
+        device = start.step.device
+        return cls(
+            start,
+            # earlier versions had none that wait
+            waiting=saved.get("waiting", []),
+            state=WalkerState.from_state_dict(saved["state"], device=device),
+            highest=saved["highest"].to(device),
             rounds=saved["rounds"],
             frames=saved["frames"],
             stopped=saved["stopped"],
         )
-        run.highest = saved["highest"].to(device)
-        return run
 
     def result(self, numbers: np.ndarray, pbc: np.ndarray) -> Exploration:
         """All frames and fates in order."""

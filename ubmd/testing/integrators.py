@@ -49,11 +49,14 @@ def started(n_walkers: int = 3) -> WalkerState:
     return initial_state(batch, temperature=300.0, seeds=[5 + i for i in range(n_walkers)])
 
 
+def _noise(state: WalkerState) -> WalkerNoise:
+    return WalkerNoise(state.seed, state.step, state.batch.n_atoms, dtype=state.momenta.dtype, device="cpu")
+
+
 @torch.no_grad()
 def advanced(state: WalkerState, integrator: Integrator, steps: int = STEPS) -> WalkerState:
     """The walkers some steps later."""
-    stress, batch = integrator.needs_stress, state.batch
-    noise = WalkerNoise(state.seed, state.step, batch.n_atoms, dtype=state.momenta.dtype, device="cpu")
+    stress, noise = integrator.needs_stress, _noise(state)
     state = state if state.evaluated else evaluate(state, POTENTIAL, stress=stress)
     halves = integrator.prepare(state)
     for _ in range(steps):
@@ -110,6 +113,23 @@ def walkers_are_independent(integrator: Integrator) -> None:
     assert_same(left, advanced(together, integrator).select(fewer), exact=False)
 
 
+@torch.no_grad()
+def walkers_may_begin_later(integrator: Integrator) -> None:
+    """Walkers begin beside others that run: each part does the first half of a step by itself, then all are one."""
+    before = 3
+    parts = [advanced(started().select(torch.tensor(i)), integrator, n) for i, n in (([0, 2], before), ([1], 0))]
+    ahead = WalkerState.joined([integrator.prepare(part).first_half(part, _noise(part).next()) for part in parts])
+    halves, drawn = integrator.prepare(ahead), _noise(ahead).next()
+    ahead = refresh_neighbours(ahead, POTENTIAL.cutoff, SKIN)
+    prediction = POTENTIAL(ahead.batch, ahead.memory, stress=integrator.needs_stress)
+    state = halves.second_half(ahead, prediction, drawn)
+    expected = advanced(started(), integrator)
+    for i, done in enumerate((before + 1, before + 1, 1)):
+        walker = torch.tensor([i])
+        found = advanced(state.select(walker), integrator, STEPS - done)
+        assert_same(found, expected.select(state.walker[walker]), exact=False)
+
+
 def runs_continue(integrator: Integrator) -> None:
     """A saved state is all that a run needs to go on as if it had not been interrupted."""
     half = advanced(started(), integrator, STEPS // 2)
@@ -129,6 +149,7 @@ CHECKS: tuple[Callable[[Integrator], None], ...] = (
     shapes_and_counts,
     same_seed_same_run,
     walkers_are_independent,
+    walkers_may_begin_later,
     runs_continue,
     state_is_not_changed,
 )
