@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
+from ubmd.models import fused
 from ubmd.models.base import AtomicOutput
 from ubmd.models.gmnn import GMNN
 from ubmd.models.potential import Potential
@@ -43,18 +44,22 @@ def gmnn(**options: object) -> Potential:
     return Potential(model)
 
 
-@pytest.fixture(scope="module", params=["small", "paper", "long", "rank 2", "rank 1", "morse"])
-def potential(request: pytest.FixtureRequest) -> Potential:
+@pytest.fixture(scope="module", params=["small", "paper", "plain", "long", "rank 2", "rank 1", "morse"])
+def potential(request: pytest.FixtureRequest) -> Iterator[Potential]:
+    """``plain``: by PyTorch's operations instead of compiled kernels."""
     small = {"n_basis": 4, "n_gauss": 6, "hidden": (16, 12)}
     makers: dict[str, Callable[[], Potential]] = {
         "small": lambda: gmnn(cutoff=4.0, **small),
         "paper": lambda: gmnn(cutoff=5.0),
+        "plain": lambda: gmnn(cutoff=4.0, **small),
         "long": lambda: gmnn(cutoff=6.0, **small),
         "rank 2": lambda: gmnn(cutoff=4.5, l_max=2, **small),
         "rank 1": lambda: gmnn(cutoff=4.5, l_max=1, **small),
         "morse": lambda: Potential(Morse()),
     }
-    return makers[request.param]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(fused.SWITCH, "0" if request.param == "plain" else "1")
+        yield makers[request.param]()
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=contract.name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ubmd.bias.quantity import BiasQuantity, TotalUncertainty
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.potential import Memory, Potential, Prediction, differentiate
+from ubmd.models.potential import Memory, Potential, Prediction, energies_and_gradients
 from ubmd.uncertainty.base import Uncertainty
 from ubmd.uncertainty.potential import UncertainPotential
 
@@ -111,9 +111,9 @@ class BiasedPotential(UncertainPotential):
             output, leaf = self.potential.atoms(batch)
             uncertainty, atomic = self.uncertainty(self.model, output, leaf, batch)
             followed = self.quantity(uncertainty, atomic, batch)
-            slope, strain_slope = differentiate(followed, leaf, batch, retain_graph=True)
-            energy = batch.sum_atoms(output.energies.double())
-            gradient, strain = differentiate(energy, leaf, batch)
+            energy, ((gradient, strain), (slope, strain_slope)) = energies_and_gradients(
+                output, leaf, batch, followed=followed
+            )
         plain = Prediction(
             energy=energy.detach(),
             forces=-gradient,

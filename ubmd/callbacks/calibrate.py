@@ -101,15 +101,14 @@ def calibration_data(
     module: PotentialModule, uncertainty: Uncertainty, predicted: Mapping[str, Tensor], batch: AtomicBatch
 ) -> CalibrationData:
     """Errors and uncertainties of a labelled batch whose energies and forces are predicted already."""
-    with torch.enable_grad():
-        output, vectors = module.potential.atoms(batch)
-        total, atomic = uncertainty(module.model, output, vectors, batch)
+    output, leaf = module.potential.atoms(batch, differentiable=False)
+    total, atomic = uncertainty(module.model, output, leaf, batch)
     return CalibrationData.of(
         Prediction(
             energy=predicted["energy"],
             forces=predicted["forces"],
-            uncertainty=total.detach(),
-            atomic_uncertainty=atomic.detach(),
+            uncertainty=total,
+            atomic_uncertainty=atomic,
         ),
         batch,
     )

@@ -26,6 +26,8 @@ The rest is optional:
 ``parameter_groups()``             names of groups of parameters with learning rates of their own
 ``fit_scale_shift(...)``           atomic energies of its own, see :mod:`ubmd.models.scale_shift`, which other
                                    models are given from outside
+``explicit(batch)``                output with derivatives that the model computes itself (:class:`Explicit`), or None
+                                   where it cannot, such as on another device
 ``stack(members)``                 a class method, for ensembles: a module that evaluates several such models
                                    faster than :class:`~ubmd.models.ensemble.ModuleStack`
 =================================  ======================================================================
@@ -45,9 +47,11 @@ __all__ = [
     "AtomicModel",
     "AtomicOutput",
     "EnsembleOutput",
+    "Explicit",
     "Layers",
     "atomic_output",
     "by_pair_vectors",
+    "explicit_output",
     "layer_sizes",
     "n_members",
     "parameter_groups",
@@ -88,6 +92,30 @@ class AtomicOutput:
     """The pass of the readout, from which gradient features are made."""
 
 
+class Explicit(Protocol):
+    """Features of the atoms through which everything geometric enters a model's output, with their derivatives."""
+
+    @property
+    def features(self) -> Tensor:
+        """[n_atoms, n] of which the output is a function; differentiable by the parameters that they depend on."""
+        ...
+
+    def slopes(self) -> Tensor:
+        """[n_atoms, n] derivatives of the atomic energies, each by the features of its own atom, eV; differentiable."""
+        ...
+
+    def pull(self, by_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives by positions and strain of scalars of which those by the features are given; differentiable.
+
+        Args:
+            by_features: [n_atoms, n], or of several scalars [c, n_atoms, n].
+
+        Returns:
+            [n_atoms, 3] and [n_systems, 3, 3], or of each scalar [c, ...].
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnsembleOutput(AtomicOutput):
     """What all members say about each atom; ``energies`` is their mean."""
@@ -122,7 +150,16 @@ def by_pair_vectors(model: nn.Module) -> bool:
 
 def atomic_output(model: nn.Module, batch: AtomicBatch) -> AtomicOutput:
     """The model's output where nothing is differentiated by positions."""
+    found = explicit_output(model, batch)
+    if found is not None:
+        return found[0]
     return model(batch.vectors(), batch) if by_pair_vectors(model) else model(batch)
+
+
+def explicit_output(model: nn.Module, batch: AtomicBatch) -> tuple[AtomicOutput, Explicit] | None:
+    """The model's output with derivatives of its own, if it has them for such a batch."""
+    explicit = getattr(model, "explicit", None)
+    return None if explicit is None else explicit(batch)
 
 
 def layer_sizes(model: nn.Module) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InvariantContractions"]
+__all__ = ["InvariantContractions", "feature_places"]
 
 
 class InvariantContractions(nn.Module):
@@ -78,28 +78,31 @@ class InvariantContractions(nn.Module):
         return _SelectColumns.apply(scalars, closed.flatten(1), self.columns, self.inverse)  # pyright: ignore
 
 
-def _columns(n_basis: int, l_max: int) -> list[int]:
-    """Where the features stand among all columns, which are laid out as the scalars, then (u, matrix, s, t).
+def feature_places(n_basis: int, l_max: int) -> list[tuple[int, int, int, int]]:
+    """(matrix, s, t, u) of the features behind the scalars, in their order.
 
     Matrices are Psi1 Psi1, Psi2 Psi2, Psi3 Psi3 and Psi1 Psi3 of the radial functions s and t; u = 0 is the
     trace and u = 1 ... the moment Psi2 that it is contracted with.
     """
     n = range(n_basis)
-    matrices = l_max + (l_max == 3)
-
-    def column(matrix: int, s: int, t: int, u: int) -> int:
-        return n_basis + ((u * matrices + matrix) * n_basis + s) * n_basis + t
-
-    found = list(n)
-    for matrix in range(l_max):
-        found += [column(matrix, s, t, 0) for s, t in product(n, n) if s <= t]
+    found = [(matrix, s, t, 0) for matrix in range(l_max) for s, t in product(n, n) if s <= t]
     if l_max >= 2:
-        found += [column(0, s, t, 1 + u) for s, u, t in product(n, n, n) if s <= t]
-        found += [column(1, s, t, 1 + u) for s, t, u in product(n, n, n) if s <= t <= u]
+        found += [(0, s, t, 1 + u) for s, u, t in product(n, n, n) if s <= t]
+        found += [(1, s, t, 1 + u) for s, t, u in product(n, n, n) if s <= t <= u]
     if l_max == 3:
-        found += [column(3, s, t, 1 + u) for s, t, u in product(n, n, n)]
-        found += [column(2, s, t, 1 + u) for s, t, u in product(n, n, n) if s <= t]
+        found += [(3, s, t, 1 + u) for s, t, u in product(n, n, n)]
+        found += [(2, s, t, 1 + u) for s, t, u in product(n, n, n) if s <= t]
     return found
+
+
+def _columns(n_basis: int, l_max: int) -> list[int]:
+    """Where the features stand among all columns, which are laid out as the scalars, then (u, matrix, s, t)."""
+    matrices = l_max + (l_max == 3)
+    columns = [
+        n_basis + ((u * matrices + matrix) * n_basis + s) * n_basis + t
+        for matrix, s, t, u in feature_places(n_basis, l_max)
+    ]
+    return [*range(n_basis), *columns]
 
 
 class _Stack(torch.autograd.Function):

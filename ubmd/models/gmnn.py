@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from ubmd.data.batch import AtomicBatch
 from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
+from ubmd.models import fused
 from ubmd.models.base import AtomicOutput
 from ubmd.models.contractions import InvariantContractions
 from ubmd.models.gmnn_stack import GMNNStack
 from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
-from ubmd.models.readout import Readout
+from ubmd.models.readout import Readout, ReadoutTrace
 from ubmd.models.scale_shift import ShiftedModel
 
 __all__ = ["GMNN"]
@@ -26,6 +28,21 @@ LARGEST_CUTOFF = 20.0
 """Å; a sphere of this radius holds some thousand atoms."""
 WIDEST = 16384
 """Neurons of a layer; the number of weights grows with the second power."""
+
+
+@dataclass(frozen=True)
+class ExplicitFeatures:
+    """Invariant features of atoms, as :class:`~ubmd.models.base.Explicit`."""
+
+    features: Tensor
+    pull: Callable[[Tensor], tuple[Tensor, Tensor]]
+    trace: ReadoutTrace
+    scale: Tensor
+    """[n_atoms] c rho, eV."""
+
+    def slopes(self) -> Tensor:
+        """[n_atoms, n_features] derivatives of the atomic energies, eV."""
+        return self.scale[:, None] * self.trace.input_gradients()
 
 
 class GMNN(ShiftedModel):
@@ -109,7 +126,21 @@ class GMNN(ShiftedModel):
 
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         """Atomic energies E_i = c (rho y + mu) (Eq. 10) from pair vectors [n_atoms, k, 3] Å."""
-        trace = self.readout(self.representation(vectors, batch))
+        return self._output(self.readout(self.representation(vectors, batch)), batch)
+
+    def explicit(self, batch: AtomicBatch) -> tuple[AtomicOutput, ExplicitFeatures] | None:
+        """The same by compiled kernels, where there are some for such a batch, see :mod:`ubmd.models.fused`."""
+        if not fused.usable(batch, self.beta.shape[2]):
+            return None
+        from ubmd.models.fused.functions import Described  # takes a while, and is not always there
+
+        species = self.index[batch.numbers]
+        described = Described(batch, species, self.beta, self.moments.gaussians, self.moments.l_max)
+        trace = self.readout(described.features)
+        scale = self.energy_unit * self.scale[species]
+        return self._output(trace, batch), ExplicitFeatures(described.features, described.pull, trace, scale)
+
+    def _output(self, trace: ReadoutTrace, batch: AtomicBatch) -> AtomicOutput:
         species = self.index[batch.numbers]
         energies = self.energy_unit * self.scale[species] * trace.output
         return AtomicOutput(energies.double() + self.shifts()[species], trace.inputs[-1], trace)

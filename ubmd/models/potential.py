@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.base import AtomicOutput, EnsembleOutput, by_pair_vectors
+from ubmd.models.base import AtomicOutput, EnsembleOutput, Explicit, by_pair_vectors, explicit_output
 
 __all__ = [
     "Leaf",
@@ -20,6 +20,7 @@ __all__ = [
     "WalkerPotential",
     "differentiate",
     "differentiate_members",
+    "energies_and_gradients",
 ]
 
 Memory = dict[str, Tensor]
@@ -80,8 +81,9 @@ class Strained:
         return batch.replace(positions=self.positions + moved, cell=batch.cell + batch.cell @ strain)
 
 
-Leaf = Tensor | Strained
-"""What a model's output is differentiated by: pair vectors [n_atoms, k, 3] Å, or positions and strain."""
+Leaf = Tensor | Strained | Explicit
+"""What a model's output is differentiated by: pair vectors [n_atoms, k, 3] Å, positions and strain, or features of
+which the model itself knows the derivatives."""
 
 
 def differentiate(
@@ -109,10 +111,50 @@ def differentiate(
             values.sum(), leaves, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
         )
         return gradient, strain
+    if not isinstance(leaf, Tensor):
+        (by_features,) = torch.autograd.grad(
+            values.sum(), leaf.features, create_graph=create_graph, retain_graph=retain_graph
+        )
+        with torch.set_grad_enabled(create_graph):
+            return leaf.pull(by_features)
     (pair,) = torch.autograd.grad(values.sum(), leaf, create_graph=create_graph, retain_graph=retain_graph)
     vectors = leaf if create_graph else leaf.detach()
     virial = batch.sum_atoms(torch.einsum("nka,nkb->nab", pair, vectors))
     return _gradient(pair, batch), 0.5 * (virial + virial.transpose(1, 2))
+
+
+def energies_and_gradients(
+    output: AtomicOutput, leaf: Leaf, batch: AtomicBatch, *, followed: Tensor | None = None, create_graph: bool = False
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Energies of the structures, with their derivatives and those of another scalar by positions and strain.
+
+    Frees the graph unless ``create_graph``.
+
+    Args:
+        output: of the model.
+        leaf: what it was computed from.
+        batch: the structures.
+        followed: [n_systems], each computed from the output for its own structure.
+        create_graph: keep the energies' derivatives differentiable (training).
+
+    Returns:
+        energies [n_systems] eV, float64, and the derivatives of the energies and, if there is one, of ``followed``, as
+        :func:`differentiate` has them.
+    """
+    if isinstance(leaf, Tensor | Strained):
+        with torch.enable_grad():
+            energy = batch.sum_atoms(output.energies.double())
+            found = [] if followed is None else [differentiate(followed, leaf, batch, retain_graph=True)]
+            return energy, [differentiate(energy, leaf, batch, create_graph=create_graph), *found]
+    # float64 sum: a total energy of 10^4 eV would lose meV in float32
+    energy = batch.sum_atoms(output.energies.double())
+    with torch.set_grad_enabled(create_graph):
+        slopes = leaf.slopes()
+        if followed is None:
+            return energy, [leaf.pull(slopes)]
+        (by_features,) = torch.autograd.grad(followed, leaf.features, torch.ones_like(followed))
+        gradients, strains = leaf.pull(torch.stack([slopes, by_features]))  # one pass over the neighbours for both
+    return energy, list(zip(gradients, strains, strict=True))
 
 
 def differentiate_members(
@@ -168,13 +210,24 @@ class Potential(nn.Module):
     def cutoff(self) -> float:
         return self.model.cutoff  # pyright: ignore[reportReturnType]
 
-    def atoms(self, batch: AtomicBatch) -> tuple[AtomicOutput, Leaf]:
-        """The model's output with what it can be differentiated by."""
-        if by_pair_vectors(self.model):
-            vectors = batch.vectors().detach().requires_grad_()
-            return self.model(vectors, batch), vectors
-        leaf = Strained.of(batch)
-        return self.model(leaf.applied(batch)), leaf
+    def atoms(self, batch: AtomicBatch, *, differentiable: bool = True) -> tuple[AtomicOutput, Leaf]:
+        """The model's output with what it can be differentiated by.
+
+        Args:
+            batch: the structures.
+            differentiable: whether more than energies will be differentiated; a model that knows the derivatives of
+                its energies keeps no graph otherwise.
+        """
+        with torch.set_grad_enabled(differentiable):
+            explicit = explicit_output(self.model, batch)
+        if explicit is not None:
+            return explicit
+        with torch.enable_grad():
+            if by_pair_vectors(self.model):
+                vectors = batch.vectors().detach().requires_grad_()
+                return self.model(vectors, batch), vectors
+            leaf = Strained.of(batch)
+            return self.model(leaf.applied(batch)), leaf
 
     def forward(
         self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False, training: bool = False
@@ -187,11 +240,9 @@ class Potential(nn.Module):
             stress: also predict the stress of periodic structures.
             training: keep the result differentiable with respect to the parameters.
         """
-        with torch.enable_grad():
-            output, leaf = self.atoms(batch)
-            # float64 sum: a total energy of 10^4 eV would lose meV in float32
-            energy = batch.sum_atoms(output.energies.double())
-            gradient, strain = differentiate(energy, leaf, batch, create_graph=training)
+        output, leaf = self.atoms(batch, differentiable=training)
+        with torch.set_grad_enabled(training):
+            energy, ((gradient, strain),) = energies_and_gradients(output, leaf, batch, create_graph=training)
         return Prediction(
             energy=energy if training else energy.detach(),
             forces=-gradient,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -39,6 +40,16 @@ class ReadoutTrace:
 
     def output_gradients(self) -> list[Tensor]:
         """Per layer dz^(L)/dz^(l+1) [n, d_(l+1)], as an explicit, differentiable computation (Eq. 18)."""
+        return self._gradients
+
+    def input_gradients(self) -> Tensor:
+        """[n, d_0] derivatives of the output by the representation, differentiable."""
+        weight = self.weights[0]
+        return self._gradients[0] @ (weight * weight.shape[1] ** -0.5)
+
+    @cached_property
+    def _gradients(self) -> list[Tensor]:
+        # both features and forces follow from them
         gradient = torch.ones_like(self.preactivations[-1])
         gradients = [gradient]
         for layer in range(len(self.weights) - 1, 0, -1):

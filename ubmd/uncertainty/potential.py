@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.potential import Memory, Potential, Prediction, differentiate
+from ubmd.models.potential import Memory, Potential, Prediction, energies_and_gradients
 from ubmd.uncertainty.base import Uncertainty
 
 __all__ = ["UncertainPotential"]
@@ -48,12 +48,10 @@ class UncertainPotential(nn.Module):
             memory: passed through.
             stress: also predict the stress of periodic structures.
         """
-        with torch.enable_grad():
-            output, leaf = self.potential.atoms(batch)
-            with torch.no_grad():
-                uncertainty, atomic = self.uncertainty(self.model, output, leaf, batch)
-            energy = batch.sum_atoms(output.energies.double())
-            gradient, strain = differentiate(energy, leaf, batch)
+        output, leaf = self.potential.atoms(batch, differentiable=False)
+        with torch.no_grad():
+            uncertainty, atomic = self.uncertainty(self.model, output, leaf, batch)
+            energy, ((gradient, strain),) = energies_and_gradients(output, leaf, batch)
         energy = energy.detach()
         return Prediction(
             energy=energy,
