@@ -69,11 +69,13 @@ def test_output_gradients(hidden: tuple[int, ...]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_output_gradients_are_differentiable() -> None:
+@pytest.mark.parametrize("explicit", [False, True])
+def test_output_gradients_are_differentiable(explicit: bool) -> None:
     readout = random_readout(4, (3, 3))
 
     def flat(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(readout(x).output_gradients(), dim=1)
+        trace = readout(x, explicit=explicit)
+        return torch.cat([*trace.output_gradients(), trace.input_gradients(), trace.output[:, None]], dim=1)
 
     assert torch.autograd.gradcheck(flat, inputs(2, 4).requires_grad_())
 

@@ -136,7 +136,7 @@ class GMNN(ShiftedModel):
 
         species = self.index[batch.numbers]
         described = Described(batch, species, self.beta, self.moments.gaussians, self.moments.l_max)
-        trace = self.readout(described.features)
+        trace = self.readout(described.features, explicit=True)
         scale = self.energy_unit * self.scale[species]
         return self._output(trace, batch), ExplicitFeatures(described.features, described.pull, trace, scale)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,35 @@ __all__ = ["Readout", "ReadoutTrace"]
 SILU_SCALE = 1.6765
 """Gives SiLU a unit second moment for a standard normal input."""
 BIAS_FACTOR = 0.1
+
+
+def _slope(z: Tensor) -> Tensor:
+    """Derivative of the scaled SiLU, differentiable as often as one likes."""
+    sigmoid = torch.sigmoid(z)
+    return SILU_SCALE * sigmoid * (1 + z * (1 - sigmoid))
+
+
+class _Activation(torch.autograd.Function):
+    """c silu(z) and c silu'(z) and, with the same sigmoid, their derivatives, once: half the passes of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, c: float) -> tuple[Tensor, Tensor]:
+        sigmoid = torch.sigmoid(z)
+        silu = z * sigmoid
+        slope = torch.addcmul(sigmoid + silu, sigmoid, silu, value=-1)
+        ctx.save_for_backward(sigmoid, silu, slope)
+        ctx.factor = c
+        return c * silu, c * slope
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        sigmoid, silu, slope = ctx.saved_tensors
+        by_value, by_slope = gradients
+        # silu'' = (1 - sigmoid) (sigmoid (1 - silu) + silu')
+        curvature = torch.addcmul(sigmoid + slope, sigmoid, silu, value=-1)
+        curvature = torch.addcmul(curvature, curvature, sigmoid, value=-1)
+        return torch.addcmul(by_value * slope, by_slope, curvature).mul_(ctx.factor), None
 
 
 @dataclass(frozen=True)
@@ -27,6 +57,8 @@ class ReadoutTrace:
     """Per layer z^(l+1), [n, d_(l+1)]; the last one is the network's output."""
     weights: tuple[Tensor, ...]
     """Per layer W, [d_(l+1), d_l]."""
+    slopes: tuple[Tensor, ...] = ()
+    """Per hidden layer dx^(l+1)/dz^(l+1), [n, d_(l+1)], where they are known already."""
 
     @property
     def output(self) -> Tensor:
@@ -45,20 +77,15 @@ class ReadoutTrace:
     def input_gradients(self) -> Tensor:
         """[n, d_0] derivatives of the output by the representation, differentiable."""
         weight = self.weights[0]
-        return self._gradients[0] @ (weight * weight.shape[1] ** -0.5)
+        return (self._gradients[0] * weight.shape[1] ** -0.5) @ weight
 
     @cached_property
     def _gradients(self) -> list[Tensor]:
         # both features and forces follow from them
-        gradient = torch.ones_like(self.preactivations[-1])
-        gradients = [gradient]
-        for layer in range(len(self.weights) - 1, 0, -1):
-            z = self.preactivations[layer - 1]
-            sigmoid = torch.sigmoid(z)
-            slope = SILU_SCALE * sigmoid * (1 + z * (1 - sigmoid))
-            weight = self.weights[layer] * self.weights[layer].shape[1] ** -0.5
-            gradient = (gradient @ weight) * slope
-            gradients.append(gradient)
+        slopes = self.slopes or [_slope(z) * z.shape[1] ** -0.5 for z in self.preactivations[:-1]]
+        gradients = [torch.ones_like(self.preactivations[-1])]
+        for slope, weight in zip(slopes[::-1], self.weights[:0:-1], strict=True):
+            gradients.append((gradients[-1] @ weight) * slope)
         return gradients[::-1]
 
 
@@ -85,13 +112,21 @@ class Readout(nn.Module):
         """(d_l, d_(l+1)) of every layer."""
         return [(w.shape[1], w.shape[0]) for w in self.weights]
 
-    def forward(self, x: Tensor) -> ReadoutTrace:
-        """Representation [n, d_0] to the trace of the pass; its ``output`` is y [n]."""
-        inputs, preactivations = [], []
+    def forward(self, x: Tensor, *, explicit: bool = False) -> ReadoutTrace:
+        """Representation [n, d_0] to the trace of the pass; its ``output`` is y [n].
+
+        With ``explicit`` the gradients that the trace computes, and all else, can be differentiated once, faster.
+        """
+        inputs, preactivations, slopes = [], [], []
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            if preactivations:
-                x = SILU_SCALE * nn.functional.silu(preactivations[-1])
-            x = x * weight.shape[1] ** -0.5
+            factor = weight.shape[1] ** -0.5
+            if not preactivations:
+                x = x * factor
+            elif explicit:
+                x, slope = _Activation.apply(preactivations[-1], SILU_SCALE * factor)  # pyright: ignore
+                slopes.append(slope)
+            else:
+                x = (SILU_SCALE * factor) * nn.functional.silu(preactivations[-1])
             inputs.append(x)
-            preactivations.append(torch.addmm(BIAS_FACTOR * bias, x, weight.T))
-        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(self.weights))
+            preactivations.append(torch.addmm(bias, x, weight.T, beta=BIAS_FACTOR))
+        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(self.weights), tuple(slopes))
