@@ -36,7 +36,10 @@ def test_features_and_derivatives_to_second_order(n_basis: int, n_gauss: int, l_
     vectors = batch.vectors().requires_grad_()
     expected = model.representation(vectors, batch)
     kernels = described(model, batch)
-    assert_close(kernels.features, expected)
+    width = expected.shape[1]
+    assert kernels.features.shape[1] % 16 == 0
+    assert kernels.features[:, width:].count_nonzero() == 0
+    assert_close(kernels.features[:, :width], expected)
 
     by_features = torch.randn_like(expected).requires_grad_()
     scalars = batch.sum_atoms((expected * by_features).sum(1))
@@ -50,9 +53,23 @@ def test_features_and_derivatives_to_second_order(n_basis: int, n_gauss: int, l_
     weights = [torch.randn_like(part) for part in (*plain, expected)]
     leaves = [by_features, model.beta]
     first = sum((w * part).sum() for w, part in zip(weights, (*plain, expected), strict=True))
-    second = sum((w * part).sum() for w, part in zip(weights, (*pulled, kernels.features), strict=True))
+    second = sum((w * part).sum() for w, part in zip(weights, (*pulled, kernels.features[:, :width]), strict=True))
     for a, b in zip(torch.autograd.grad(second, leaves), torch.autograd.grad(first, leaves), strict=True):
         assert_close(a, b)
+
+
+def test_padded_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Potential(GMNN(SPECIES, cutoff=4.5, n_basis=3, n_gauss=5, hidden=(6, 4)).double())
+    batch = collate(structures(), 4.5, dtype=torch.float64)
+    found = []
+    for many in (1, 10**6):
+        monkeypatch.setattr("ubmd.models.gmnn.MANY", many)
+        prediction = model(batch, training=True, stress=True)
+        loss = prediction.energy.square().sum() + prediction.forces.square().sum()
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        found.append((prediction.energy, prediction.forces, *gradients))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,19 +29,23 @@ LARGEST_CUTOFF = 20.0
 WIDEST = 16384
 """Neurons of a layer; the number of weights grows with the second power."""
 
+MANY = 512
+"""Atoms from which on the faster products of padded features save more than a padded copy of the weights costs."""
+
 
 @dataclass(frozen=True)
 class ExplicitFeatures:
     """Invariant features of atoms, as :class:`~ubmd.models.base.Explicit`."""
 
     features: Tensor
+    """[n_atoms, n_features], possibly with zeros behind them."""
     pull: Callable[[Tensor], tuple[Tensor, Tensor]]
     trace: ReadoutTrace
     scale: Tensor
     """[n_atoms] c rho, eV."""
 
     def slopes(self) -> Tensor:
-        """[n_atoms, n_features] derivatives of the atomic energies, eV."""
+        """Derivatives of the atomic energies, eV, as wide as ``features``."""
         return self.scale[:, None] * self.trace.input_gradients()
 
 
@@ -136,9 +140,12 @@ class GMNN(ShiftedModel):
 
         species = self.index[batch.numbers]
         described = Described(batch, species, self.beta, self.moments.gaussians, self.moments.l_max)
-        trace = self.readout(described.features, explicit=True)
+        features = described.features
+        if len(species) < MANY:
+            features = features[:, : self.contractions.n_features]
+        trace = self.readout(features, explicit=True)
         scale = self.energy_unit * self.scale[species]
-        return self._output(trace, batch), ExplicitFeatures(described.features, described.pull, trace, scale)
+        return self._output(trace, batch), ExplicitFeatures(features, described.pull, trace, scale)
 
     def _output(self, trace: ReadoutTrace, batch: AtomicBatch) -> AtomicOutput:
         species = self.index[batch.numbers]

@@ -56,7 +56,7 @@ class ReadoutTrace:
     preactivations: tuple[Tensor, ...]
     """Per layer z^(l+1), [n, d_(l+1)]; the last one is the network's output."""
     weights: tuple[Tensor, ...]
-    """Per layer W, [d_(l+1), d_l]."""
+    """Per layer W, [d_(l+1), d_l]; columns of zeros may follow in the first one."""
     slopes: tuple[Tensor, ...] = ()
     """Per hidden layer dx^(l+1)/dz^(l+1), [n, d_(l+1)], where they are known already."""
 
@@ -75,9 +75,9 @@ class ReadoutTrace:
         return self._gradients
 
     def input_gradients(self) -> Tensor:
-        """[n, d_0] derivatives of the output by the representation, differentiable."""
+        """[n, d_0] derivatives of the output by the representation, differentiable; zeros follow if they do there."""
         weight = self.weights[0]
-        return (self._gradients[0] * weight.shape[1] ** -0.5) @ weight
+        return (self._gradients[0] * self.inputs[0].shape[1] ** -0.5) @ weight
 
     @cached_property
     def _gradients(self) -> list[Tensor]:
@@ -113,20 +113,23 @@ class Readout(nn.Module):
         return [(w.shape[1], w.shape[0]) for w in self.weights]
 
     def forward(self, x: Tensor, *, explicit: bool = False) -> ReadoutTrace:
-        """Representation [n, d_0] to the trace of the pass; its ``output`` is y [n].
+        """Representation [n, d_0], which zeros may follow, to the trace of the pass; its ``output`` is y [n].
 
         With ``explicit`` the gradients that the trace computes, and all else, can be differentiated once, faster.
         """
-        inputs, preactivations, slopes = [], [], []
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            factor = weight.shape[1] ** -0.5
-            if not preactivations:
-                x = x * factor
-            elif explicit:
-                x, slope = _Activation.apply(preactivations[-1], SILU_SCALE * factor)  # pyright: ignore
+        d_0, weights, biases = self.weights[0].shape[1], [*self.weights], [*self.biases]
+        if x.shape[1] > d_0:
+            weights[0] = nn.functional.pad(weights[0], (0, x.shape[1] - d_0))
+        x = x * d_0**-0.5
+        inputs, slopes = [x[:, :d_0]], []
+        preactivations = [torch.addmm(biases[0], x, weights[0].T, beta=BIAS_FACTOR)]
+        for weight, bias in zip(weights[1:], biases[1:], strict=True):
+            factor = SILU_SCALE * weight.shape[1] ** -0.5
+            if explicit:
+                x, slope = _Activation.apply(preactivations[-1], factor)  # pyright: ignore
                 slopes.append(slope)
             else:
-                x = (SILU_SCALE * factor) * nn.functional.silu(preactivations[-1])
+                x = factor * nn.functional.silu(preactivations[-1])
             inputs.append(x)
             preactivations.append(torch.addmm(bias, x, weight.T, beta=BIAS_FACTOR))
-        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(self.weights), tuple(slopes))
+        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(weights), tuple(slopes))

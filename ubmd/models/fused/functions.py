@@ -22,7 +22,10 @@ from ubmd.models.fused.pairs import N_MONOMIALS
 from ubmd.models.fused.simd import WIDTH
 from ubmd.models.radial import GaussianBasis
 
-__all__ = ["Described"]
+__all__ = ["PADDED", "Described"]
+
+PADDED = 16
+"""Matrix products with other numbers of columns take up to half as long again on CPUs."""
 
 Array = NDArray[Any]
 
@@ -72,7 +75,8 @@ class Described:
         self._unit = np.empty((n, k, 4), dtype)
         self._radial, self._slope = np.empty((n, k, WIDTH), dtype), np.empty((n, k, WIDTH), dtype)
         self._moments = np.empty((n, N_MONOMIALS, WIDTH), dtype)
-        features = np.empty((n, self._n_basis + len(self._columns)), dtype)
+        width = self._n_basis + len(self._columns)
+        features = np.zeros((n, width + -width % PADDED), dtype)
         shifts = np.empty((0, 0, 3), dtype) if batch.shifts is None else _array(batch.shifts)
         _in_parts(
             kernels.describe, n, _array(batch.positions), _array(batch.cell), self._system, batch.neighbours.numpy(),
@@ -81,7 +85,7 @@ class Described:
             self._slope, self._moments, features,
         )  # fmt: skip
         self.features: Tensor = _Attach.apply(beta, torch.from_numpy(features), self)  # pyright: ignore
-        """[n_atoms, n_features]; differentiable by ``beta``."""
+        """[n_atoms, n_features and zeros up to a multiple of PADDED]; differentiable by ``beta``."""
         if torch.is_grad_enabled():
             self.features.requires_grad_()  # also where the coefficients are not to be differentiated by
 
@@ -91,7 +95,7 @@ class Described:
         Differentiable by ``by_features`` and ``beta``, once.
 
         Args:
-            by_features: [n_atoms, n_features], or of several scalars [c, n_atoms, n_features].
+            by_features: [n_atoms, n_features], with or without those of the zeros, or of several scalars [c, ...].
 
         Returns:
             [n_atoms, 3] and [n_systems, 3, 3], or of each scalar [c, ...].
@@ -158,7 +162,7 @@ class _Pull(torch.autograd.Function):
         (by_features,) = ctx.saved_tensors
         by_gradient, by_strain = gradients
         by_strain = 0.5 * (by_strain + by_strain.transpose(2, 3))
-        change = torch.empty_like(by_features)
+        change = torch.zeros_like(by_features, memory_format=torch.contiguous_format)
         by_beta = torch.zeros_like(d._beta)
         for c in range(len(by_features)):
             by_beta = by_beta + d._by_beta(
