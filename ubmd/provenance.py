@@ -13,7 +13,7 @@ from ubmd.version import __version__
 
 __all__ = ["circumstances", "provenance"]
 
-_PACKAGES = ("torch", "lightning", "ase", "numpy", "hydra-core")
+_PACKAGES = ("torch", "lightning", "ase", "numpy", "numba", "hydra-core")
 
 
 def provenance() -> dict[str, str | None]:

@@ -112,12 +112,29 @@ def test_where_the_kernels_are_used(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     batch = collate(structures()[:1], 5.0)
     assert GMNN(SPECIES, n_basis=8).explicit(batch) is not None
     assert GMNN(SPECIES, n_basis=9).explicit(batch) is None
-    assert not fused.usable(batch.to("meta"), 7)
+    beta = GMNN(SPECIES).beta
+    assert not fused.usable(batch.to("meta"), beta)
+    assert not fused.usable(batch.to(torch.float64), beta)
+    assert not fused.usable(batch.to(torch.float16), beta.half())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.usable(batch, beta)
     monkeypatch.setenv(fused.SWITCH, "0")
     fused._found.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [GMNN(SPECIES).explicit(batch) for _ in range(2)] == [None, None]
     assert caplog.text.count("UBMD_KERNELS=0") == 1
+    fused._found.cache_clear()
+
+
+def test_without_numba(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    fused._found.cache_clear()
+    monkeypatch.setattr("importlib.import_module", fail)
+    assert GMNN(SPECIES).explicit(collate(structures()[:1], 5.0)) is None
+    assert "NumPy 2.4" in caplog.text
+    fused._found.cache_clear()
 
 
 def test_folder_of_compiled_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

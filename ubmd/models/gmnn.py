@@ -134,7 +134,7 @@ class GMNN(ShiftedModel):
 
     def explicit(self, batch: AtomicBatch) -> tuple[AtomicOutput, ExplicitFeatures] | None:
         """The same by compiled kernels, where there are some for such a batch, see :mod:`ubmd.models.fused`."""
-        if not fused.usable(batch, self.beta.shape[2]):
+        if not fused.usable(batch, self.beta):
             return None
         from ubmd.models.fused.functions import Described  # takes a while, and is not always there
 
