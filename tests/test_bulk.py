@@ -158,6 +158,7 @@ def test_labels_of_another_method_are_refused(
     [
         ([*COPPER, "bias=metadynamics_volume"], "bias.variables with Volume needs dynamics that move the cell"),
         ([*COPPER, "bias=stress"], "bias.tau_stress=0.5 needs dynamics that move the cell; choose dynamics=npt"),
+        (["experiment=bulk_demo", "bias.every=2"], "bias.every=2 with bias.tau_stress=0.5 needs dynamics=npt_mtk"),
         (["experiment=bulk_demo", "labelling.max_force=-1"], "labelling.max_force=-1 must be a positive force"),
     ],
 )

@@ -225,6 +225,12 @@ def test_bias_stress_needs_constant_pressure(here: Path, capsys: pytest.CaptureF
     assert "bias.tau_stress=0.5 needs dynamics that move the cell" in capsys.readouterr().err
 
 
+def test_frames_need_an_uncertainty(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write("cell.xyz", crystal())
+    assert md("bias.every=3", "dynamics.frame_interval=10", structure="cell.xyz") == 2
+    assert "dynamics.frame_interval=10 must be a multiple of bias.every=3" in capsys.readouterr().err
+
+
 def test_built_in_system(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A structure that a function makes; this one holds an element that the potential does not know."""
     arguments = ["md", "potential=model.ckpt", "system=ala2", *SHORT]

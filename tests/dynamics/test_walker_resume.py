@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
+from tests.dynamics.walker_toys import SlowToy, Toy, assert_same, cluster, gas, walkers
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.integrators.melchionna import Melchionna
@@ -31,6 +31,12 @@ def molecules(dtype=torch.float64) -> tuple[WalkerState, Toy, StoppingRules]:
     """Walkers that stop at different times for different reasons, in a potential that remembers."""
     state = walkers([cluster(6, i) for i in range(5)], temperature=500.0, dtype=dtype, fuse=[10**6] * 3 + [77, 10**6])
     return state, Toy(drive=0.02, fault=burst), StoppingRules(uncertainty_threshold=4.0, max_steps=150)
+
+
+def slowly_biased(dtype=torch.float64) -> tuple[WalkerState, Toy, StoppingRules]:
+    """The same, whose bias and uncertainty are evaluated every fifth step; one breaks down between."""
+    state, _, _ = molecules(dtype)
+    return state, SlowToy(drive=0.01, fault=burst), StoppingRules(uncertainty_threshold=4.0, max_steps=150)
 
 
 def crystals() -> tuple[WalkerState, Toy, StoppingRules]:
@@ -68,6 +74,8 @@ class Interrupted(Exception):  # noqa: N818
     [
         (molecules(), LANGEVIN),
         (molecules(torch.float32), LANGEVIN),
+        (slowly_biased(), LANGEVIN),
+        (slowly_biased(torch.float32), LANGEVIN),
         (crystals(), LANGEVIN),
         (pressed(), PRESSED),
         (pressed(torch.float32), PRESSED),

@@ -84,6 +84,22 @@ class Toy:
         return batch.sum_atoms(atomic.double())
 
 
+class SlowToy(Toy):
+    """The toy whose drive and uncertainty are evaluated at every fifth step only; its fuse burns at all steps."""
+
+    every = 5
+
+    def between(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
+        self.sizes.append(batch.n_systems)
+        energy, forces = self.energy_and_forces(batch)
+        memory = dict(memory or {})
+        if "fuse" in memory:
+            memory["fuse"] = memory["fuse"] - 1
+            bad_forces, _ = self.fault(batch, forces, forces[:, 0])
+            forces = torch.where((memory["fuse"] <= 0)[batch.system_idx, None], bad_forces, forces)
+        return Prediction(energy, forces, self.stress(batch) if stress else None, memory=memory)
+
+
 class Plain:
     """The toy without uncertainties."""
 

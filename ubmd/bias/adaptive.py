@@ -46,6 +46,7 @@ class SpeciesBalancedBias(BiasedPotential):
         window: N of Eq. 8 and horizon of the running means, in evaluations.
         species_weights: further factors by chemical symbol, 1 where not given.
         quantity: u, the uncertainty that is followed; by default that of the energy per atom.
+        every: steps of molecular dynamics from one evaluation of bias and uncertainty to the next.
     """
 
     def __init__(
@@ -57,8 +58,11 @@ class SpeciesBalancedBias(BiasedPotential):
         window: int = 100,
         species_weights: Mapping[str, float] | None = None,
         quantity: BiasQuantity | None = None,
+        every: int = 1,
     ):
-        super().__init__(potential, uncertainty, tau, tau_stress, window, species_weights, quantity=quantity)
+        super().__init__(
+            potential, uncertainty, tau, tau_stress, window, species_weights, quantity=quantity, every=every
+        )
 
     def _atom_weights(
         self, forces: Tensor, slope: Tensor, memory: Memory | None, batch: AtomicBatch

@@ -39,6 +39,10 @@ class BiasedPotential(UncertainPotential):
     Fixed atoms, which no force moves, are not biased, and neither their forces nor the uncertainty's gradient by
     their positions enter Eq. 8.
 
+    With ``every`` = n the bias acts at every n-th step of molecular dynamics alone, as an impulse n times as large
+    (r-RESPA, :class:`~ubmd.dynamics.respa.SlowPotential`): predicted forces and stress then hold n times the bias of
+    Eqs. 6 and 7; energies and tau do not.
+
     What a walker's window holds is in the ``memory`` of a prediction, to be handed back with its next step:
     ``bias_force_window`` and ``bias_stress_window`` [walkers, 2, window] (squared norms of what is biased
     and of the uncertainty's gradient) and ``bias_steps`` [walkers].
@@ -49,14 +53,15 @@ class BiasedPotential(UncertainPotential):
         tau: biasing strength tau_0 of the forces, without unit; 0 for none. Without ``rescale`` it
             is a plain factor, in atoms (or Å, if ``quantity`` is in eV/Å).
         tau_stress: same for the stress.
-        window: N of Eq. 8, in evaluations.
+        window: N of Eq. 8, in evaluations; of ``window * every`` steps, then.
         species_weights: factors of the bias force on atoms of a chemical symbol, 1 where not given. They
             do not enter the window, the energy or the stress.
         rescale: apply Eq. 8; False uses ``tau`` and ``tau_stress`` as they are from the first step.
         quantity: u, the uncertainty that is followed; by default that of the energy per atom.
+        every: steps of molecular dynamics from one evaluation of bias and uncertainty to the next.
 
     Raises:
-        InputError: for a negative strength or weight, a window below 1, or an unknown chemical symbol.
+        InputError: for a negative strength or weight, a window or ``every`` below 1, or an unknown chemical symbol.
     """
 
     weights: Tensor
@@ -71,8 +76,9 @@ class BiasedPotential(UncertainPotential):
         species_weights: Mapping[str, float] | None = None,
         rescale: bool = True,
         quantity: BiasQuantity | None = None,
+        every: int = 1,
     ):
-        super().__init__(potential, uncertainty)
+        super().__init__(potential, uncertainty, every)
         if not isinstance(window, int) or window < 1:
             raise InputError(f"bias.window must be a whole number of steps, at least 1, got {window!r}")
         self.tau = _strength("tau", tau)
@@ -156,13 +162,13 @@ class BiasedPotential(UncertainPotential):
             strength = tau[batch.system_idx] * weights
             # zero means unbiased, whatever the gradient is (0 * inf is not zero)
             force = torch.where(strength[:, None] == 0, 0.0, strength[:, None] * slope)
-            forces = forces + force.to(forces)
+            forces = forces + self.every * force.to(forces)
             bias_energy = -tau * followed
             tau = tau.to(slope)
         if stress is not None and self.tau_stress > 0:
             squares = torch.stack([_square(stress), _square(strain_slope / batch.volume[:, None, None])], dim=1)
             tau_stress, memory = self._rescaled(self.tau_stress, STRESS_WINDOW, squares, memory)
-            strength = tau_stress[:, None, None]
+            strength = self.every * tau_stress[:, None, None]
             change = torch.where(strength == 0, 0.0, strength * strain_slope).to(strain)
             stress = (strain - change) / batch.volume[:, None, None]
         return replace(

@@ -71,9 +71,11 @@ class Metadynamics(nn.Module):
         shared: hills count for all walkers of the batch, which then converge together (Raiteri et al., J. Phys.
             Chem. B 110, 3533 (2006)). Each holds all hills, so the capacity is that of all walkers; they must
             advance together, and what one walker does depends on the others.
+        every: steps of molecular dynamics from one evaluation of the ``uncertainty`` to the next; hills, which cost
+            little, act and are added at all steps alike.
 
     Raises:
-        InputError: if a value is out of range.
+        InputError: if a value is out of range, or there is an ``every`` without an ``uncertainty``.
     """
 
     widths: Tensor
@@ -91,6 +93,7 @@ class Metadynamics(nn.Module):
         bias_factor: Annotated[float, MAY_BE_INFINITE] = 10.0,
         capacity: int = 1000,
         shared: bool = False,
+        every: int = 1,
     ):
         super().__init__()
         if not variables:
@@ -105,7 +108,11 @@ class Metadynamics(nn.Module):
                 raise InputError(f"bias.{name} must be one positive number, got {value}")
         if not bias_factor > 1:
             raise InputError(f"bias.bias_factor must exceed 1 (inf for hills of equal height), got {bias_factor}")
-        self.base = potential if uncertainty is None else UncertainPotential(potential, uncertainty)  # pyright: ignore[reportArgumentType]
+        self.base = potential
+        if uncertainty is not None:
+            self.base = UncertainPotential(potential, uncertainty, every)  # pyright: ignore[reportArgumentType]
+        elif every != 1:
+            raise InputError(f"bias.every={every} needs an uncertainty; a potential that has one has its own every")
         self.variables = dict(variables)
         self.height, self.stride, self.capacity, self.shared = float(height), stride, capacity, shared
         self.bias_factor = float(bias_factor)
@@ -126,6 +133,15 @@ class Metadynamics(nn.Module):
         acting = [type(variable).__name__ for variable in self.variables.values() if variable.of_cell]
         return f"bias.variables with {acting[0]}" if acting else None
 
+    @property
+    def every(self) -> int:
+        """Steps from one evaluation of the uncertainty to the next."""
+        return getattr(self.base, "every", 1)
+
+    def between(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
+        """The steps between: as :meth:`forward`, without uncertainties."""
+        return self._with_hills(self.base.between(batch, memory, stress=stress), batch)  # pyright: ignore
+
     def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         """Predicts a batch of walkers with the hills of their memory, then adds the new ones to it.
 
@@ -139,7 +155,9 @@ class Metadynamics(nn.Module):
             InputError: at the first step, if the structures have no such variables.
             ValueError: if ``memory`` belongs to other walkers or other settings.
         """
-        plain = self.base(batch, memory, stress=stress)
+        return self._with_hills(self.base(batch, memory, stress=stress), batch)
+
+    def _with_hills(self, plain: Prediction, batch: AtomicBatch) -> Prediction:
         memory = self._memory(plain.memory, batch)
         centres, heights = memory[CENTRES], memory[HEIGHTS]
         with torch.enable_grad():

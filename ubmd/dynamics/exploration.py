@@ -50,7 +50,7 @@ class Exploration:
     temperature: NDArray[np.float64]
     """[w] K, the thermostat's target or the Monte Carlo's; NaN if there is neither."""
     max_uncertainty: NDArray[np.float64]
-    """[w] highest atomic uncertainty met at any step of this exploration, eV/Å."""
+    """[w] highest atomic uncertainty met at any step of this exploration at which it was evaluated, eV/Å."""
     inherited: tuple[Inherited, ...] = ()
     """[w] what frames have of their walker's start, such as charges and fixed atoms; empty if nothing is known."""
 

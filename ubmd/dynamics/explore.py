@@ -15,6 +15,7 @@ from ase import Atoms
 from ubmd.data.batch import collate
 from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.dynamics.exploration import Exploration
+from ubmd.dynamics.respa import check_every
 from ubmd.dynamics.settings import in_turn
 from ubmd.dynamics.state import initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
@@ -49,7 +50,7 @@ class Explorer:
         stopping: when a walker stops.
         n_walkers: number of walkers.
         slots: walkers that run at a time, as one batch: where one stops the next one begins. None for all at once.
-        frame_interval: steps between frames kept as candidates.
+        frame_interval: steps between frames kept as candidates; a multiple of the bias's ``every``.
         skin: width of the neighbour lists beyond the cutoff, Å.
         checkpoint_interval: steps between savings of the walkers' states.
 
@@ -129,11 +130,13 @@ class Explorer:
     def check_bias(self, bias: object) -> None:
         """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing.
 
-        Also for one that walkers share (``shared``), if they do not all run at a time.
+        Also for one that walkers share (``shared``), if they do not all run at a time, and for an ``every`` that is
+        none for these dynamics (:func:`~ubmd.dynamics.respa.check_every`).
         """
         acting = getattr(bias, "acts_on_cell", None)
         if acting is not None and not self.needs_stress:
             raise InputError(f"{acting} needs dynamics that move the cell; choose dynamics=npt")
+        check_every(bias, getattr(self, "integrator", None), self.frame_interval)
         if self.slots is not None and self.slots < self.n_walkers:
             check_independent(bias, f"dynamics.slots={self.slots}")
 

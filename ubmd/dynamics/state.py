@@ -17,7 +17,15 @@ from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Prediction, WalkerPotential
 from ubmd.units import ACCELERATION, KB
 
-__all__ = ["WalkerState", "degrees_of_freedom", "evaluate", "initial_state", "kinetic_temperature", "resting_state"]
+__all__ = [
+    "WalkerState",
+    "degrees_of_freedom",
+    "evaluate",
+    "initial_state",
+    "kinetic_temperature",
+    "resting_state",
+    "shared_composition",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,3 +348,24 @@ def kinetic_temperature(state: WalkerState) -> Tensor:
     twice_kinetic = state.batch.sum_atoms(state.momenta.square().sum(1) / state.masses)
     # divided one by one: integers times a number would be float32, whatever the walkers are
     return twice_kinetic / (KB * ACCELERATION) / degrees_of_freedom(state)
+
+
+def shared_composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
+    """The atomic numbers [n] and periodicity [3] that all walkers share.
+
+    Raises:
+        InputError: if they differ in that or in what is fixed, or there is no walker.
+    """
+    batch = state.batch
+    if not batch.n_systems:
+        raise InputError("run_walkers needs at least one walker, got none")
+    counts = batch.n_atoms.tolist()
+    numbers, pbc = batch.numbers.cpu(), batch.pbc.cpu()
+    if len(set(counts)) > 1 or not bool((numbers.view(len(counts), -1) == numbers[: counts[0]]).all()):
+        raise InputError("walkers must all have the same atoms in the same order; run other systems separately")
+    if not bool((pbc == pbc[0]).all()):
+        raise InputError("walkers must all be periodic along the same lattice vectors; run others separately")
+    fixed = None if state.fixed is None else state.fixed.view(len(counts), -1)
+    if fixed is not None and not bool((fixed == fixed[0]).all()):
+        raise InputError("walkers must all have the same fixed atoms; run others separately")
+    return numbers[: counts[0]].numpy(), pbc[0].numpy()

@@ -99,7 +99,7 @@ def stop_reasons(state: WalkerState, rules: StoppingRules) -> Tensor:
     """Why each walker has to stop, [n_walkers] int8 values of :class:`StopReason`, on the state's device.
 
     Args:
-        state: evaluated walkers. The rule on uncertainty does nothing if the potential predicted none.
+        state: evaluated walkers. The rule on uncertainty does nothing where none was predicted.
         rules: the limits.
     """
     batch, temperature, highest = state.batch, kinetic_temperature(state), state.max_uncertainty()

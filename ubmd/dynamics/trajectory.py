@@ -17,7 +17,7 @@ Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an 
     /walkers/reason       [w]        int8             attributes name each value
     /walkers/steps        [w]        int64            step at which the walker stopped
     /walkers/temperature  [w]        float64  K
-    /walkers/max_uncertainty [w]     float64  eV/Å    highest atomic uncertainty at any step
+    /walkers/max_uncertainty [w]     float64  eV/Å    highest atomic uncertainty at any step with one
     /walkers/inherited    [w]        string           JSON of what frames have of the walker's start: "arrays" by name,
                                                       "info" by key and the indices of "fixed" atoms
 

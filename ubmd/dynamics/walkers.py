@@ -15,8 +15,9 @@ from ubmd import interruption
 from ubmd.dynamics.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.noise import WalkerNoise
+from ubmd.dynamics.respa import Evaluations, check_every, evaluation_interval
 from ubmd.dynamics.skin import outran_skin, rebuild_neighbours
-from ubmd.dynamics.state import WalkerState, evaluate
+from ubmd.dynamics.state import WalkerState, evaluate, shared_composition
 from ubmd.dynamics.stopping import StoppingRules, StopReason, stop_reasons
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction, WalkerPotential
@@ -39,7 +40,10 @@ class StepHalves(Protocol):
 class Integrator(Protocol):
     """Settings of what advances walkers by a step, e.g. :class:`~ubmd.dynamics.integrators.langevin.Langevin`.
 
-    Its ``repr`` must show every setting: a checkpoint is recognised by it.
+    Its ``repr`` must show every setting: a checkpoint is recognised by it. If it adds half a step of force to the
+    momenta before and half a step after each change of positions, it may say so by a class variable
+    ``takes_impulses``: of a :class:`~ubmd.dynamics.respa.SlowPotential` it takes the ``("forces",)`` as they are, or
+    ``("forces", "stress")`` if it treats the rates of a cell alike.
     """
 
     needs_stress: ClassVar[bool]
@@ -85,9 +89,12 @@ def run_walkers(
     ``frame_interval`` steps and where it crosses the uncertainty threshold; neither the start, which is
     labelled already, nor an unphysical state is a frame. Each step waits for the device once.
 
+    A potential that is evaluated in full every n-th step only (:class:`~ubmd.dynamics.respa.SlowPotential`) is so
+    whenever a walker has done a multiple of n steps. Between, the states have no uncertainty: the rule on it and the
+    highest one met are about every n-th step; all other rules are about every step.
+
     With fewer ``slots`` than walkers, so many run at a time: where one stops the next one begins, until all have
-    run. If the potential does something only at every n-th step of a walker (``every``), walkers begin where all
-    of the batch do it at the same time.
+    run. Those that begin wait until the full evaluation of those that run is due, so that all have it at the same time.
 
     With a ``checkpoint`` the walkers and their frames are saved there every ``checkpoint_interval`` steps, when
     a signal asks the process to stop, and at the end, and the same call continues from the file if it exists.
@@ -100,7 +107,7 @@ def run_walkers(
         potential: biased or not.
         integrator: molecular dynamics and its settings.
         rules: when to stop.
-        frame_interval: steps of a walker between frames.
+        frame_interval: steps of a walker between frames, a multiple of those between full evaluations.
         skin: reach of the neighbour lists beyond the cutoff, Å.
         slots: walkers that run at a time; None for all.
         checkpoint: file to save to and continue from.
@@ -111,22 +118,26 @@ def run_walkers(
 
     Raises:
         InputError: if walkers differ in composition or in what is fixed, a setting is out of range, a threshold is
-            set for a potential without uncertainties, the pressure is to be constant in a system that is not
-            periodic in three directions or has fixed atoms, or the checkpoint is damaged or another run's.
+            set for a potential without uncertainties, the potential's ``every`` suits neither integrator nor frames,
+            the pressure is to be constant in a system that is not periodic in three directions or has fixed atoms, or
+            the checkpoint is damaged or another run's.
     """
     _check_intervals(frame_interval, checkpoint_interval, progress_interval, skin)
+    check_every(potential, integrator, frame_interval)
     if slots is not None and slots < 1:
         raise InputError(f"slots must be at least 1 walker, or null for all at once, got {slots}")
     slots = state.n_walkers if slots is None else min(slots, state.n_walkers)
     if slots < state.n_walkers:
         check_independent(potential, f"slots={slots}")
-    numbers, pbc = _composition(state)
+    numbers, pbc = shared_composition(state)
     if integrator.needs_stress and not pbc.all():
         raise InputError(
             f"constant pressure needs walkers that are periodic in three directions, got pbc={pbc.tolist()}; "
             "use dynamics at constant volume"
         )
     file = None if checkpoint is None else Path(checkpoint)
+    if bool((state.step % evaluation_interval(potential)).any()):
+        raise InputError("walkers must start at a multiple of bias.every steps; set it to 1")
     few = () if slots == state.n_walkers else (slots,)  # files of earlier versions are of all at once
     name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin, *few)
     run = (None if file is None else _Run.load(file, name, state)) or _Run.of(state)
@@ -167,23 +178,6 @@ def _check_intervals(frame_interval: int, checkpoint_interval: int, progress_int
             raise InputError(f"{name}_interval must be at least 1 step, got {interval}")
     if not 0 <= skin < float("inf"):
         raise InputError(f"skin must be zero or a positive number of Å, got {skin}")
-
-
-def _composition(state: WalkerState) -> tuple[np.ndarray, np.ndarray]:
-    """The atomic numbers [n] and periodicity [3] that all walkers share."""
-    batch = state.batch
-    if not batch.n_systems:
-        raise InputError("run_walkers needs at least one walker, got none")
-    counts = batch.n_atoms.tolist()
-    numbers, pbc = batch.numbers.cpu(), batch.pbc.cpu()
-    if len(set(counts)) > 1 or not bool((numbers.view(len(counts), -1) == numbers[: counts[0]]).all()):
-        raise InputError("walkers must all have the same atoms in the same order; run other systems separately")
-    if not bool((pbc == pbc[0]).all()):
-        raise InputError("walkers must all be periodic along the same lattice vectors; run others separately")
-    fixed = None if state.fixed is None else state.fixed.view(len(counts), -1)
-    if fixed is not None and not bool((fixed == fixed[0]).all()):
-        raise InputError("walkers must all have the same fixed atoms; run others separately")
-    return numbers[: counts[0]].numpy(), pbc[0].numpy()
 
 
 def _begun(
@@ -231,11 +225,13 @@ def _steps(
     ahead = WalkerState.joined([halves.first_half(part, piece) for halves, part, piece in pieces])
     halves = halved[0] if len(parts) == 1 else integrator.prepare(ahead)
     cutoff, stress = potential.cutoff, integrator.needs_stress
+    evaluations = Evaluations(potential, ahead)
     outran, stop = bool(outran_skin(ahead, cutoff, skin)), False
     while not stop:
         if outran:
             ahead = rebuild_neighbours(ahead, cutoff, skin)
-        state = halves.second_half(ahead, potential(ahead.batch, ahead.memory, stress=stress), numbers)
+        prediction = evaluations.next()(ahead.batch, ahead.memory, stress=stress)
+        state = halves.second_half(ahead, prediction, numbers)
         reasons = stop_reasons(state, rules)
         numbers = noise.next()
         ahead = halves.first_half(state, numbers)
@@ -279,7 +275,7 @@ class _Run:
     def room(self, slots: int, potential: WalkerPotential) -> int:
         """How many walkers may begin now."""
         free = min(slots - self.state.n_walkers, len(self.waiting))
-        if free and len(self.steps) and (self.steps[0] - self.first) % getattr(potential, "every", 1):
+        if free and len(self.steps) and (self.steps[0] - self.first) % evaluation_interval(potential):
             return 0
         return free
 

@@ -52,7 +52,8 @@ class UBMDCalculator(Calculator):
     its own (``load_potential`` once, and a calculator of the result for each). There is no bias until a
     window is full, and windows start afresh when elements, their order or the periodicity change. Atoms that
     constraints fix (``FixAtoms``) neither are biased nor count in the windows. With
-    windows or species weights the biased forces are not the derivative of the biased energy.
+    windows or species weights the biased forces are not the derivative of the biased energy. The bias acts in every
+    evaluation: there is no ``every``, as the calculator cannot know which step an integrator of ASE is at.
 
     Args:
         potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``), or what ``load_potential`` made

@@ -29,7 +29,11 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a potential says about a batch; a biased potential's energy, forces and stress are the biased ones."""
+    """What a potential says about a batch; a biased potential's energy, forces and stress are the biased ones.
+
+    Of a bias that acts at every n-th step only (:class:`~ubmd.dynamics.respa.SlowPotential`), forces and stress have n
+    times as much.
+    """
 
     energy: Tensor
     """[n_systems] eV, float64."""

@@ -13,6 +13,7 @@ _TORSION = "ubmd.observables.Torsion"
 _VARIABLES = ("ubmd.dynamics.variables", "ubmd.observables.variables")
 """Modules of classes for several variables of one kind, where there is one class for one variable now."""
 _AXES = "abc"
+_BIASES = ("biased.BiasedPotential", "adaptive.SpeciesBalancedBias", "metadynamics.Metadynamics")
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         _followed_variables(system)
     if isinstance(bias, dict) and isinstance(variables := bias.get("variables"), list):
         bias["variables"] = {name: node for part in variables for name, node in _single_variables(part).items()}
+    if isinstance(bias, dict) and str(bias.get("_target_")).removeprefix("ubmd.bias.") in _BIASES:
+        bias.setdefault("every", 1)
     return new
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ubmd.data.batch import AtomicBatch
+from ubmd.errors import InputError
 from ubmd.models.potential import Memory, Potential, Prediction, energies_and_gradients
 from ubmd.uncertainty.base import Uncertainty
 
@@ -18,12 +19,19 @@ class UncertainPotential(nn.Module):
     Args:
         potential: energies, forces and stress of a model.
         uncertainty: a fitted uncertainty of that model.
+        every: steps of molecular dynamics from one evaluation of the uncertainty to the next.
+
+    Raises:
+        InputError: for an ``every`` below 1.
     """
 
-    def __init__(self, potential: Potential, uncertainty: Uncertainty):
+    def __init__(self, potential: Potential, uncertainty: Uncertainty, every: int = 1):
         super().__init__()
+        if not isinstance(every, int) or every < 1:
+            raise InputError(f"bias.every must be a whole number of steps, at least 1, got {every!r}")
         self.potential = potential
         self.uncertainty = uncertainty
+        self.every = every
 
     @property
     def model(self) -> nn.Module:
@@ -39,6 +47,10 @@ class UncertainPotential(nn.Module):
     def species(self) -> list[int]:
         """Atomic numbers that the model knows."""
         return self.model.species.tolist()  # pyright: ignore[reportCallIssue]
+
+    def between(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
+        """The steps between two evaluations of the uncertainty: the potential alone, without any bias."""
+        return self.potential(batch, memory, stress=stress)
 
     def forward(self, batch: AtomicBatch, memory: Memory | None = None, /, *, stress: bool = False) -> Prediction:
         """Predicts a batch, uncertainties included.

@@ -82,6 +82,7 @@ class Langevin:
     friction: float = 0.02 * ASE_TIME_PER_FS
     temperature: float | Sequence[float] = 300.0
     needs_stress: ClassVar[bool] = False
+    takes_impulses: ClassVar[tuple[str, ...]] = ("forces",)
 
     def __post_init__(self) -> None:
         check_time_step(self.dt)

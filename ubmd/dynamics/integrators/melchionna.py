@@ -67,6 +67,8 @@ class Melchionna:
     bulk_modulus: float = 10.0
     cell: str = "full"
     needs_stress: ClassVar[bool] = True
+    # a strain rate follows from the last but one: an impulse would reach every other step's alone
+    takes_impulses: ClassVar[tuple[str, ...]] = ("forces",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", temperatures(self.temperature))

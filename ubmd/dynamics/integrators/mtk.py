@@ -69,6 +69,7 @@ class MTK:
     chain: int = 3
     cell: str = "full"
     needs_stress: ClassVar[bool] = True
+    takes_impulses: ClassVar[tuple[str, ...]] = ("forces", "stress")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", temperatures(self.temperature))
