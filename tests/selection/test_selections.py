@@ -1,13 +1,33 @@
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from torch import Tensor
 
+from ubmd.data.batch import collate
 from ubmd.errors import InputError
-from ubmd.selection import LCMD, MaxDet, MaxDiag, MaxDist, Pool, Random, Selection, check_selection, distinct
+from ubmd.models.gmnn import GMNN
+from ubmd.selection import (
+    LCMD,
+    MaxDet,
+    MaxDiag,
+    MaxDist,
+    Pool,
+    Random,
+    Selection,
+    base,
+    check_selection,
+    distinct,
+    max_det,
+)
+from ubmd.testing import potentials
+from ubmd.uncertainty import FeatureUncertainty, SketchedGradients
+from ubmd.uncertainty.distance import nearest
 
 ALL: list[Selection] = [Random(), MaxDiag(), MaxDet(), MaxDist(), LCMD()]
 BY_FEATURES: list[Selection] = [MaxDet(), MaxDist(), LCMD()]
@@ -181,3 +201,40 @@ def test_distinct() -> None:
     assert distinct(candidates, []) == [0, 1, 3, 4]
     assert distinct(candidates, [base, other]) == [0, 3]
     assert distinct([], [base]) == []
+
+
+def test_pools_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features do not depend on how many structures are in memory together."""
+    model = GMNN(["H", "C", "O"], hidden=(8,), n_basis=2).double()
+    uncertainty = FeatureUncertainty(partial(SketchedGradients, n_projections=5), model)
+    structures = [a for a in potentials.structures() if set(a.symbols) <= {"H", "C", "O"}] * 3
+    settings = {"cutoff": model.cutoff, "dtype": torch.float64}
+    whole = uncertainty.total_features(model, collate(structures, **settings))
+    for most_atoms, batch_size in ((2**16, 64), (2**16, 5), (9, 2), (1, 1)):
+        monkeypatch.setattr(base, "MOST_ATOMS", most_atoms)
+        found = base.pool_features(uncertainty, model, structures, batch_size=batch_size, **settings)
+        torch.testing.assert_close(found, whole)
+    assert base.pool_features(uncertainty, model, [], batch_size=1, **settings).shape == (0, 5)
+
+
+@pytest.mark.parametrize("size", [1, 50, 10**6])
+def test_max_det_does_not_depend_on_the_blocks_it_works_in(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = normal(200, 4) @ normal(4, 12, seed=1) + 1e-3 * normal(200, 12, seed=2)
+    before = features.clone()
+    expected = max_det(features, 30)
+    monkeypatch.setattr(sys.modules["ubmd.selection.max_det"], "_BLOCK", size)
+    assert max_det(features, 30).tolist() == expected.tolist()
+    assert torch.equal(features, before)
+
+
+def test_the_nearest_of_many_copies_is_the_first() -> None:
+    points = normal(30, 6)
+    points[7:19] = points[7]
+    rows = torch.cat([points[12:14], points[7] + 1e-3 * normal(20, 6, seed=1), normal(200, 6, seed=2)]) + 50.0
+    points += 50.0
+    distances = (rows[:, None] - points).square().sum(2)
+    expected, index = distances.min(1).values, [row.tolist().index(row.min()) for row in distances]
+    distance, found = nearest(rows, points)
+    torch.testing.assert_close(distance, expected, rtol=1e-12, atol=0.0)
+    assert found.tolist() == index
+    assert distance[:2].tolist() == [0.0, 0.0]

@@ -10,7 +10,6 @@ from ase import Atoms
 from lightning.pytorch import Callback, Trainer
 
 from ubmd.callbacks.explore import Explore
-from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_structures, write_structures
 from ubmd.dynamics.exploration import frames_to_atoms
@@ -21,7 +20,7 @@ from ubmd.reference.labelling import LabelReport, label_structures
 from ubmd.reference.store import LabelStore
 from ubmd.runs.store import RoundFolder
 from ubmd.seeding import Stage, stage_seed
-from ubmd.selection.base import Pool, Selection, distinct
+from ubmd.selection.base import Pool, Selection, distinct, pool_features
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import Uncertainty
 
@@ -110,21 +109,25 @@ class Acquire(Callback):
 
     def _select(self, candidates: list[Atoms], module: PotentialModule, datamodule: GrowingDataModule) -> list[Atoms]:
         """The chosen candidates; copies of one another and of labelled structures are not chosen from."""
-        device = module.device
+        device, size = module.device, datamodule.evaluation_batch_size
         candidates = [candidates[i] for i in distinct(candidates, datamodule.structures)]
         if not candidates:
             return []
 
-        def features(batch: AtomicBatch) -> torch.Tensor:
-            pieces = torch.arange(batch.n_systems, device=device).split(datamodule.evaluation_batch_size)
-            parts = [self.uncertainty.total_features(module.model, batch.select(i)) for i in pieces]
-            return torch.cat(parts)
-
         uncertainty = torch.tensor([a.info["uncertainty"] for a in candidates], device=device)
         pool = Pool(uncertainty)
         if self.selection.needs_features:
-            batch = collate(candidates, datamodule.cutoff, dtype=datamodule.dtype, device=device)
-            pool = Pool(uncertainty, features(batch), features(datamodule.split("labelled", device)))
+            features = pool_features(
+                self.uncertainty,
+                module.model,
+                candidates,
+                cutoff=datamodule.cutoff,
+                batch_size=size,
+                dtype=datamodule.dtype,
+                device=device,
+            )
+            labelled = [self.uncertainty.total_features(module.model, b) for b in datamodule.chunks("labelled", device)]
+            pool = Pool(uncertainty, features, torch.cat(labelled))
         chosen = self.selection(
             pool,
             min(self.n_select, len(candidates)),

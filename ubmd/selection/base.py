@@ -9,12 +9,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from ase import Atoms
-from torch import Tensor
+from torch import Tensor, nn
 
+from ubmd.data.batch import collate
 from ubmd.errors import InputError
 from ubmd.uncertainty.base import Uncertainty
 
-__all__ = ["Pool", "Selection", "check_features", "check_selection", "check_size", "distinct"]
+__all__ = ["Pool", "Selection", "check_features", "check_selection", "check_size", "distinct", "pool_features"]
+
+MOST_ATOMS = 2**16
+"""Atoms whose neighbour lists are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,40 @@ def check_finite(features: Tensor, what: str) -> None:
     bad = int((~torch.isfinite(features).all(1)).sum())
     if bad:
         raise InputError(f"{bad} of {len(features)} {what} have features that are not finite; drop them")
+
+
+def pool_features(
+    uncertainty: Uncertainty,
+    model: nn.Module,
+    structures: Sequence[Atoms],
+    *,
+    cutoff: float,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """phi(S) [n, n_features] of structures, with the neighbours of ``MOST_ATOMS`` atoms in memory at a time.
+
+    Args:
+        uncertainty: makes the features.
+        model: of the structures.
+        structures: any number of them.
+        cutoff: of the neighbour lists, Å.
+        batch_size: structures computed at once.
+        dtype: of the positions.
+        device: to compute on.
+    """
+    parts = [torch.zeros(0, uncertainty.n_features, dtype=dtype, device=device)]
+    ends = np.cumsum([len(atoms) for atoms in structures])
+    start = 0
+    while start < len(structures):
+        before = ends[start - 1] if start else 0
+        end = max(int(np.searchsorted(ends, before + MOST_ATOMS, side="right")), start + 1)
+        batch = collate(structures[start:end], cutoff, dtype=dtype, device=device)
+        for pieces in torch.arange(batch.n_systems, device=device).split(batch_size):
+            parts.append(uncertainty.total_features(model, batch.select(pieces)))
+        start = end
+    return torch.cat(parts)
 
 
 def distinct(candidates: Sequence[Atoms], labelled: Sequence[Atoms]) -> list[int]:

@@ -17,6 +17,8 @@ __all__ = ["MaxDet", "max_det"]
 
 _ZERO = 1e-24
 """Squared residual, relative to the whole, below which a candidate adds nothing new (float64 rounding)."""
+_BLOCK = 2**17
+"""Numbers of a block of residuals, one megabyte."""
 
 
 def max_det(whitened: Tensor, n_select: int) -> Tensor:
@@ -39,20 +41,27 @@ def max_det(whitened: Tensor, n_select: int) -> Tensor:
     """
     check_size(n_select, len(whitened))
     check_finite(whitened, "candidates")
-    residual = whitened.detach().double().clone()
-    floor = _ZERO * residual.square().sum(1)
+    residual = whitened.detach().to(torch.float64, copy=True)
+    blocks = residual.split(max(_BLOCK // max(residual.shape[1], 1), 1))
+    squared = torch.cat([rows.square().sum(1) for rows in blocks])
+    floor = _ZERO * squared
     chosen = torch.zeros(len(residual), dtype=torch.bool, device=residual.device)
     order = []
     for _ in range(n_select):
-        squared = residual.square().sum(1)
-        squared = torch.where(squared > floor, squared, 0.0).masked_fill(chosen, -1.0)
-        best, pick = squared.max(), first_largest(squared)
+        left = torch.where(squared > floor, squared, 0.0).masked_fill(chosen, -1.0)
+        best, pick = left.max(), first_largest(left)
         order.append(pick)
         chosen[pick] = True
         if best > 0:
             direction = residual[pick] / best.sqrt()
-            residual -= torch.outer(residual @ direction, direction)
+            # block by block, which stays in the processor's cache: else memory is what takes time
+            squared = torch.cat([_without(direction, rows).square().sum(1) for rows in blocks])
     return torch.stack(order) if order else torch.zeros(0, dtype=torch.int64, device=whitened.device)
+
+
+def _without(direction: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` [n, d], from which their part along a unit vector [d] is taken away in place."""
+    return rows.sub_(torch.outer(rows @ direction, direction))
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,39 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """For each row [n, d] of ``a`` the squared distance [n] to the nearest row [m, d] of ``b``, and its index [n].
 
-    Of rows equally near the first one counts. No more than ``BLOCK`` distances are held at a time.
+    Of rows equally near the first one counts. The nearest are looked up as :class:`Distance` does, and no more than
+    ``BLOCK`` distances are held at a time.
     """
     if len(b) == 0:
         raise InputError("distances need the features of at least one training structure, got none")
-    parts = [squared_distances(rows, b).min(1) for rows in a.split(max(BLOCK // len(b), 1))]
+    centre = b.mean(0)
+    points = b - centre
+    squares = points.square().sum(1)
+    parts = [
+        _nearest(rows - centre, points, squares)
+        for rows in a.split(max(BLOCK // max(len(b), (_CANDIDATES + 1) * b.shape[1]), 1))
+    ]
     if not parts:
         return a.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=a.device)
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+    return torch.cat([distance for distance, _ in parts]), torch.cat([index for _, index in parts])
+
+
+def _nearest(rows: Tensor, points: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows [n, d] and points [m, d] about the middle of these, with squared norms [m], see :func:`nearest`."""
+    ranks, found = _ranked(rows, points, squares)
+    # more points than candidates may be copies of one another: the first of all that are as near, rounding aside
+    rounding = 8 * torch.finfo(rows.dtype).eps * (rows.square().sum(1, keepdim=True) + squares.max())
+    first = (ranks <= ranks.amin(1, keepdim=True) + rounding).int().argmax(1, keepdim=True)
+    found = torch.cat([found, first], dim=1).sort(dim=1).values
+    distances = (rows[:, None] - points[found]).square().sum(2)
+    best = distances.argmin(1, keepdim=True)
+    return distances.gather(1, best).squeeze(1), found.gather(1, best).squeeze(1)
+
+
+def _ranked(rows: Tensor, points: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """|p|² - 2 x.p [n, m], which orders points as their distances do, and the first few points [n, c] in that order."""
+    ranks = torch.addmm(squares, rows, points.T, alpha=-2)
+    return ranks, ranks.topk(min(_CANDIDATES, len(points)), largest=False, sorted=False).indices
 
 
 def first_largest(values: Tensor) -> Tensor:
@@ -145,9 +170,7 @@ class Distance(nn.Module):
     def _distance(self, features: Tensor) -> Tensor:
         features = features - self.centre
         with torch.no_grad():
-            # |phi|^2 is the same for all points
-            ranks = torch.addmm(self.squares, features, self.points.T, alpha=-2)
-            found = ranks.topk(min(_CANDIDATES, len(self.points)), largest=False, sorted=False).indices
+            _, found = _ranked(features, self.points, self.squares)
             best = (features[:, None] - self.points[found]).square().sum(2).argmin(1)
             index = found.gather(1, best[:, None]).squeeze(1)
         return torch.linalg.vector_norm(features - self.points[index], dim=-1)
