@@ -16,6 +16,8 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import sys
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,11 +30,11 @@ GROUPS = ("alanine", "methods", "demo", "crystals", "others")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 
-def main() -> None:
+def main() -> int:
     options = arguments()
     if options.page:
         report.write_page(json.loads(options.page.read_text(encoding="utf-8")), PAGE)
-        return
+        return 0
     found: dict[str, Found] = {}
     for group in GROUPS:
         known = importlib.import_module(f"benchmarks.{group}").names(quick=options.quick)
@@ -42,7 +44,11 @@ def main() -> None:
         setting = Setting(tuple(names), options.quick, options.threads, options.device)
         # memory and what is compiled belong to a group
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            found[group] = process.submit(run_group, group, setting).result()
+            try:
+                found[group] = process.submit(run_group, group, setting).result()
+            except Exception as error:  # the other groups have cost time
+                traceback.print_exc()
+                found[group] = Found(skipped=dict.fromkeys(names, f"the group {group} failed: {error}"))
     if options.apax:
         found["apax"] = apax_rows(options.apax, quick=options.quick)
     if not found:
@@ -52,6 +58,7 @@ def main() -> None:
     report.show(figures)
     if options.json:
         report.write_json(figures, options.json)
+    return int(any(" failed: " in why for why in figures["skipped"].values()))
 
 
 def arguments() -> argparse.Namespace:
@@ -67,4 +74,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

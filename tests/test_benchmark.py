@@ -62,8 +62,10 @@ def test_rows_of_walkers(tmp_path: Path) -> None:
     assert len(subject.step_ms) > 0
     kinds = ("plain", "uncertain", "biased")
     walks = [Walk(kind, kind, structures, n_walkers=2, steps=2, repeats=2) for kind in kinds]
-    rows = walk_rows(subject, walks, passes=1, threads=1, device="cpu")
-    figures = as_json({"walkers": Found(rows, gflops={1: 50.0})}, {})
+    found = Found(gflops={1: 50.0})
+    walk_rows(subject, walks, found, passes=1, threads=1, device="cpu")
+    assert not found.skipped
+    figures = as_json({"walkers": found}, {})
     assert [row["name"] for row in figures["rows"]] == list(kinds)
     for row in figures["rows"]:
         assert row["ms"] > 0

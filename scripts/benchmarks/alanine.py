@@ -26,15 +26,16 @@ def names(*, quick: bool) -> list[str]:
 
 def measure(setting: Setting, found: Found) -> None:
     """Adds the rows."""
-    structures = molecules(72 if setting.quick else 288)
+    structures = molecules(107 if setting.quick else 288)
     steps = 40 if setting.quick else 150
     cfg = configuration()
     subject = fitted(cfg, structures, steps, device=setting.device, threads=setting.threads)
     if "train_step_32" in setting.names:
         found.rows.append(training_row("train_step_32", subject, setting.threads))
-    found.rows += walk_rows(
+    walk_rows(
         subject,
         [walk for walk in walks(subject, setting, found) if walk.name in setting.names],
+        found,
         passes=2 if setting.quick else 4,
         threads=setting.threads,
         device=setting.device,
@@ -63,9 +64,8 @@ def walks(subject: Subject, setting: Setting, found: Found) -> list[Walk]:
     starts = subject.datamodule.structures
     out = []
     for n in WALKERS:
-        # about as many structures for any number of walkers
-        steps, repeats = max((160 if setting.quick else 400) // n, 3), 3 if setting.quick else 5
-        steps = min(steps, 40)
+        # no more than 100 evaluations: then the bias, which costs the same before, begins to drive walkers apart
+        steps, repeats = min(max(160 // n, 3), 20 if setting.quick else 15), 3 if setting.quick else 5
         out += [Walk(f"step_{kind}_{n}", kind, starts, n, steps, repeats) for kind in KINDS]
         if n in (1, 8):
             out.append(Walk(f"step_biased_every4_{n}", "biased", starts, n, steps, repeats, (EVERY,), every=4))

@@ -43,7 +43,7 @@ def measure(setting: Setting, found: Found) -> None:
         structures = shaken(smallest(material).repeat(next(iter(cells.values()))), 20)
         cfg = configuration(*WORDS[material])
         subject = fitted(cfg, structures, 60, batch_size=4, device=setting.device, threads=setting.threads)
-        found.rows += walk_rows(subject, walks, passes=2, threads=setting.threads, device=setting.device)
+        walk_rows(subject, walks, found, passes=2, threads=setting.threads, device=setting.device)
 
 
 def smallest(material: str) -> Atoms:

@@ -32,9 +32,9 @@ def measure(setting: Setting, found: Found) -> None:
                 continue
             subject = fitted(configuration(f"size={size}", *words), structures, 60, device=setting.device)
             walks = [
-                Walk(_name(kind, uncertainty, size), kind, structures, WALKERS, steps=20, repeats=5) for kind in wanted
+                Walk(_name(kind, uncertainty, size), kind, structures, WALKERS, steps=15, repeats=5) for kind in wanted
             ]
-            found.rows += walk_rows(subject, walks, passes=2, threads=setting.threads, device=setting.device)
+            walk_rows(subject, walks, found, passes=2, threads=setting.threads, device=setting.device)
 
 
 def _kinds(uncertainty: str) -> tuple[str, ...]:

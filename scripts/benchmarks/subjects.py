@@ -107,7 +107,7 @@ def fitted(
     data = build(cfg, "data")(cutoff=model.cutoff, species=species, seed=0, members=n_members(model))
     data.batch_size = batch_size
     data.set_round(0, structures)
-    times = StepTimes(device)
+    times = StepTimes(batch_size, device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = fitting(cfg, 1).trainer(
             accelerator="cpu" if device == "cpu" else "auto",
@@ -128,17 +128,17 @@ def fitted(
 
 
 class StepTimes(Callback):
-    """Times from the end of a training step to the end of the next one of the same epoch."""
+    """Times from the end of a training step to the end of the next one of the same epoch, on as many structures."""
 
-    def __init__(self, device: str):
-        self.device = device
+    def __init__(self, batch_size: int, device: str):
+        self.batch_size, self.device = batch_size, device
         self.ms: list[float] = []
         self._last = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         wait(self.device)
         now = time.perf_counter()
-        if batch_idx > 0:  # nothing of what is done between epochs
+        if batch_idx > 0 and batch.n_systems == self.batch_size:  # nothing of what is done between epochs
             self.ms.append(1e3 * (now - self._last))
         self._last = now
 

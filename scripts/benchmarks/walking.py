@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from benchmarks.rows import Row, peak_memory, settled_memory, wait
+from benchmarks.rows import Found, Row, peak_memory, settled_memory, wait
 from benchmarks.subjects import Subject
 from ubmd.dynamics.state import WalkerState
 from ubmd.dynamics.stopping import StoppingRules, StopReason
@@ -37,8 +37,12 @@ class Walk:
     """Steps from one bias to the next."""
 
 
-def walk_rows(subject: Subject, walks: Sequence[Walk], *, passes: int, threads: int, device: str) -> list[Row]:
-    """Rows of walks that are run in turn, several times, so that a slow moment of the machine hits them alike."""
+class StoppedError(RuntimeError):
+    """A walker stopped before its time, which would have made the batch smaller."""
+
+
+def walk_rows(subject: Subject, walks: Sequence[Walk], found: Found, *, passes: int, threads: int, device: str) -> None:
+    """Adds rows of walks that are run in turn, several times, so that a slow moment of the machine hits them alike."""
     times: dict[str, list[float]] = {walk.name: [] for walk in walks}
     memory: dict[str, float] = {}
     for _ in range(passes):
@@ -46,16 +50,20 @@ def walk_rows(subject: Subject, walks: Sequence[Walk], *, passes: int, threads: 
             before = settled_memory()
             state = subject.walkers(walk.starts, walk.n_walkers)
             potential = subject.potential(walk.kind, *walk.options)
-            times[walk.name] += batch_step_ms(subject, state, potential, walk, device)
+            try:
+                times[walk.name] += batch_step_ms(subject, state, potential, walk, device)
+            except StoppedError as error:
+                found.skipped[walk.name] = str(error)
             memory.setdefault(walk.name, peak_memory() - before)
-    rows = []
     for walk in walks:
+        if not times[walk.name]:
+            continue
+        found.skipped.pop(walk.name, None)
         n_atoms = len(walk.starts[0])
         details = {"walkers": walk.n_walkers, "atoms": n_atoms, "memory_mib": round(memory[walk.name], 1)}
         ms = statistics.median(times[walk.name]) / walk.n_walkers
         flop = None if subject.floors is None else subject.floors.of(walk.kind, walk.every) * n_atoms
-        rows.append(Row(walk.name, ms, "walker step", flop, threads, details))
-    return rows
+        found.rows.append(Row(walk.name, ms, "walker step", flop, threads, details))
 
 
 def batch_step_ms(
@@ -64,7 +72,7 @@ def batch_step_ms(
     """Times of a step of all walkers, neighbour lists included, each a mean over ``walk.steps``; the first is left out.
 
     Raises:
-        RuntimeError: if a walker stopped before its time, which would have made the batch smaller.
+        StoppedError: if the potential drove a walker apart.
     """
     stamps: list[float] = []
 
@@ -76,7 +84,7 @@ def batch_step_ms(
     rules = StoppingRules(
         uncertainty_threshold=None if walk.kind == "plain" else 1e9, max_steps=walk.steps * (walk.repeats + 1)
     )
-    found = run_walkers(
+    explored = run_walkers(
         state,
         potential,
         dynamics.integrator,
@@ -86,7 +94,7 @@ def batch_step_ms(
         on_progress=tick,
         progress_interval=walk.steps,
     )
-    if not (found.reasons == StopReason.MAX_STEPS).all():
-        reasons = ", ".join(sorted({StopReason(r).description for r in found.reasons}))
-        raise RuntimeError(f"{walk.name}: walkers stopped ({reasons}); the potential is not fit for a benchmark")
+    if not (explored.reasons == StopReason.MAX_STEPS).all():
+        reasons = ", ".join(sorted({StopReason(r).description for r in explored.reasons}))
+        raise StoppedError(f"walkers stopped ({reasons})")
     return (1e3 * np.diff(stamps) / walk.steps).tolist()
