@@ -119,49 +119,6 @@ def test_plain() -> None:
         config.plain(OmegaConf.create({"a": "${nosuch}"}))
 
 
-@pytest.mark.parametrize(
-    "trainer",
-    [
-        {},
-        {"accelerator": "cpu", "devices": 1},
-        {"accelerator": "auto", "devices": "1"},
-        {"accelerator": "cpu", "devices": "auto", "strategy": "single_device"},
-    ],
-)
-def test_possible_devices(trainer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config.check_device(OmegaConf.create(trainer))
-
-
-@pytest.mark.parametrize(
-    ("gpus", "trainer", "sentence"),
-    [
-        (0, {"accelerator": "gpu", "devices": 1}, "no GPU is available; use trainer.accelerator=cpu"),
-        (0, {"accelerator": "cuda"}, "no GPU is available; use trainer.accelerator=cpu"),
-        (4, {"accelerator": "gpu"}, "use trainer.devices=1"),
-        (4, {}, "use trainer.devices=1"),
-        (4, {"accelerator": "gpu", "devices": [4]}, "there are 4 GPUs"),
-        (
-            4,
-            {"accelerator": "gpu", "devices": 2},
-            "trainer.devices=2 is not possible: ubmd runs on one device",
-        ),
-        (4, {"devices": "0,1"}, "is not possible: ubmd runs on one device"),
-        (0, {"accelerator": "cpu", "devices": 2}, "is not possible: ubmd runs on one device"),
-        (0, {"accelerator": "cpu", "strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn is not possible"),
-        (0, {"accelerator": "cpu", "num_nodes": 2}, "trainer.num_nodes=2 is not possible"),
-        (0, {"accelerator": "cpu", "devices": "one"}, "trainer.devices=one is not a number"),
-    ],
-)
-def test_impossible_devices(gpus: int, trainer: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(InputError) as caught:
-        config.check_device(OmegaConf.create(trainer))
-    assert sentence in str(caught.value)
-
-
 def test_provenance() -> None:
     versions = provenance()
     assert versions["torch"] == torch.__version__

@@ -244,46 +244,6 @@ def set_threads(threads: int | str) -> None:
     torch.set_num_threads(threads)
 
 
-def check_device(trainer: Mapping[str, Any] | DictConfig) -> None:
-    """Refuse trainer settings that ubmd cannot honour: a GPU where none is, more than one device."""
-    accelerator = str(trainer.get("accelerator", "auto")).lower()
-    strategy = str(trainer.get("strategy", "auto")).lower()
-    nodes = trainer.get("num_nodes", 1)
-    devices = _device_list(trainer.get("devices", "auto"))
-    one = "ubmd runs on one device; run several jobs as a sweep (-m) instead"
-    if strategy not in ("auto", "none", "single_device"):
-        raise InputError(f"trainer.strategy={strategy} is not possible: {one}")
-    if nodes not in (None, 1):
-        raise InputError(f"trainer.num_nodes={nodes} is not possible: {one}")
-    if (len(devices) if isinstance(devices, list) else devices) not in (None, 1):
-        raise InputError(f"trainer.devices={devices} is not possible: {one}")
-    if accelerator == "cpu" or (accelerator == "auto" and devices == 1):
-        return
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    other = accelerator == "gpu" and torch.backends.mps.is_available()
-    if accelerator in ("gpu", "cuda") and count == 0 and not other:
-        raise InputError(f"trainer.accelerator={accelerator} but no GPU is available; use trainer.accelerator=cpu")
-    if isinstance(devices, list) and count and devices[0] >= count:
-        raise InputError(f"trainer.devices={devices} but there are {count} GPUs, counted from 0")
-    if devices is None and count > 1:
-        raise InputError(f"trainer.devices takes all {count} GPUs, but {one}; use trainer.devices=1")
-
-
-def _device_list(devices: Any) -> list[int] | int | None:
-    """Lightning's ways to name devices: a number of them, a list of indices, or None for all there are."""
-    if isinstance(devices, list | tuple | ListConfig):
-        return [int(index) for index in devices]
-    text = str(devices).strip("[] ")
-    try:
-        if text in ("auto", "-1", "None"):
-            return None
-        return [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
-    except ValueError:
-        raise InputError(f"trainer.devices={devices} is not a number of devices; use trainer.devices=1") from None
-
-
 def plain(cfg: DictConfig | ListConfig) -> Any:
     """The configuration as plain dicts, lists and values with all references filled in."""
     with readable():

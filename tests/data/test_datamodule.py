@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.data.datamodule import EpochSampler, GrowingDataModule, split_indices
+from ubmd.data.datamodule import GrowingDataModule, MiniBatches, split_indices
 from ubmd.data.io import write_structures
 from ubmd.errors import InputError
 
@@ -126,20 +126,34 @@ def test_a_batch_is_never_larger_than_the_data() -> None:
 
 
 def test_epochs_shuffle_anew_and_can_be_resumed() -> None:
-    sampler = EpochSampler(30, seed=1, round_index=2)
+    sampler = MiniBatches(30, 30, (1, 2))
     orders = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        orders.append(list(sampler))
+        orders += sampler
         assert sorted(orders[-1]) == list(range(30))
-        assert list(sampler) == orders[-1]
+        assert list(sampler) == orders[-1:]
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    resumed = EpochSampler(30, seed=1, round_index=2)
+    resumed = MiniBatches(30, 30, (1, 2))
     resumed.set_epoch(2)
-    assert list(resumed) == orders[2]
-    assert len(resumed) == 30
-    for other in (EpochSampler(30, seed=1, round_index=3), EpochSampler(30, seed=2, round_index=2)):
-        assert list(other) != orders[0]
+    assert list(resumed) == orders[2:]
+    for other in ((1, 3), (2, 2)):
+        assert list(MiniBatches(30, 30, other)) != orders[:1]
+    assert list(MiniBatches(5, 2)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(("n", "members", "stream"), [(13, 1, (1, 2)), (13, 3, (1, 2)), (3, 1, None), (9, 1, (0, 0))])
+def test_processes_share_every_mini_batch(n: int, members: int, stream: tuple[int, int] | None) -> None:
+    """No structure comes twice or is left out, and all processes take as many mini-batches, of which some are empty."""
+    whole = list(MiniBatches(n, 4, stream, members=members))
+    parts = [MiniBatches(n, 4, stream, members=members, part=(rank, 3)) for rank in range(3)]
+    assert {len(list(part)) for part in parts} == {len(part) for part in parts} == {len(whole)}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        own = [np.reshape(share, (members, -1)) for share in shares]
+        for j, indices in enumerate(np.reshape(batch, (members, -1)).tolist()):
+            assert sorted(i for share in own for i in share[j]) == sorted(indices)
+        sizes = [share.shape[1] for share in own]
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_test_set_from_a_file(tmp_path: Path) -> None:

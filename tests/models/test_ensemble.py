@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from ubmd.data.batch import AtomicBatch, collate
-from ubmd.data.datamodule import EpochSampler, GrowingDataModule
+from ubmd.data.datamodule import GrowingDataModule, MiniBatches
 from ubmd.errors import InputError
 from ubmd.models.base import EnsembleOutput
 from ubmd.models.ensemble import Ensemble, member_seed
@@ -137,23 +137,16 @@ def test_gradients_of_the_loss_do_not_mix() -> None:
 
 
 def test_sampler_gives_each_member_all_structures_in_its_own_order() -> None:
-    sampler = EpochSampler(10, seed=1, round_index=2, members=3, batch_size=4)
+    sampler = MiniBatches(10, 4, (1, 2), members=3)
     sampler.set_epoch(5)
-    drawn = list(sampler)
-    assert len(drawn) == len(sampler) == 30
-    orders: list[list[int]] = [[], [], []]
-    for start, size in ((0, 4), (12, 4), (24, 2)):
-        for j in range(3):
-            orders[j] += drawn[start + j * size : start + (j + 1) * size]
+    drawn = [np.reshape(batch, (3, -1)) for batch in sampler]
+    assert [part.shape for part in drawn] == [(3, 4), (3, 4), (3, 2)]
+    orders = np.concatenate(drawn, axis=1).tolist()
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert orders[0] == list(single(5)), "one model sees what it saw before there were ensembles"
-
-
-def single(epoch: int) -> EpochSampler:
-    sampler = EpochSampler(10, seed=1, round_index=2)
-    sampler.set_epoch(epoch)
-    return sampler
+    single = MiniBatches(10, 4, (1, 2))
+    single.set_epoch(5)
+    assert orders[0] == [i for batch in single for i in batch], "one model sees what it saw before there were ensembles"
 
 
 def copper(n: int, seed: int) -> list[Atoms]:

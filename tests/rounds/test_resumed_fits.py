@@ -144,7 +144,8 @@ def one_fit(
 
     model = network(["Cu", "Au"]) if members == 1 else Ensemble(["Cu", "Au"], network, members)
     module = PotentialModule(model.to(dtype), **options.get("module", {}))  # pyright: ignore
-    data = GrowingDataModule(CUTOFF, ["Cu", "Au"], 5, 3, stress=True, test=TEST, dtype=dtype, members=members)
+    size = options.get("batch_size", 5)
+    data = GrowingDataModule(CUTOFF, ["Cu", "Au"], size, 3, stress=True, test=TEST, dtype=dtype, members=members)
     data.set_round(0, STRUCTURES)
     with run_progress() as progress:
         fit = fit_and_predict(

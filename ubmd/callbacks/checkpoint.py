@@ -66,7 +66,10 @@ class FitCheckpoint(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due = trainer.current_epoch % self.every_n_epochs == 0
-        if (due or interruption.requested()) and trainer.global_step != self._saved_step:
+        # of several processes the first alone hears of signals, and all of them have to save
+        if (
+            due or trainer.strategy.reduce_boolean_decision(interruption.requested(), all=False)
+        ) and trainer.global_step != self._saved_step:
             self._save(trainer)
         if interruption.requested():
             interruption.stop()

@@ -19,3 +19,5 @@ class FitScaleShift(Callback):
         if trainer.ckpt_path is not None:
             return  # a resumed fit has them from its checkpoint
         pl_module.initialise(trainer.datamodule.chunks("train", pl_module.device))  # pyright: ignore
+        if trainer.world_size > 1:  # the same to the last bit, whatever the other processes have computed
+            pl_module.load_state_dict(trainer.strategy.broadcast(pl_module.state_dict()))

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ubmd import config, interruption, paths, secrecy
+from ubmd import config, devices, interruption, paths, secrecy
 from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command
 from ubmd.errors import InputError, StoppedShort, system_refusal
@@ -135,4 +135,4 @@ def _limit_threads(launcher: DictConfig) -> None:
 def check_device(cfg: DictConfig) -> None:
     """Raises InputError for a device that the trainer is to use and cannot."""
     if cfg.get("trainer") is not None:
-        config.check_device(cfg.trainer)
+        devices.check_device(cfg.trainer)

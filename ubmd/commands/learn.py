@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.commands.parts import checked_seed, fitting, potentials
-from ubmd.config import build, check_device, plain, set_threads
+from ubmd.config import build, plain, set_threads
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.files import DataFiles
+from ubmd.devices import check_device
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError
 from ubmd.interruption import shielded

@@ -17,10 +17,11 @@ from ubmd.callbacks.calibrate import Calibrate
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.commands.parts import checked_dtype, checked_seed, fitting, potentials
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
-from ubmd.config import build, check_device, plain
+from ubmd.config import build, plain
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.elements import species_numbers
 from ubmd.data.files import DataFiles
+from ubmd.devices import check_device
 from ubmd.errors import InputError
 from ubmd.models.base import n_members
 from ubmd.progress import RunProgress, run_progress

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.io import check_species, read_labelled
@@ -28,23 +28,32 @@ def split_indices(n: int, validation_fraction: float, rng: np.random.Generator) 
     return sorted(order[n_valid:].tolist()), sorted(order[:n_valid].tolist())
 
 
-class EpochSampler(Sampler[int]):
-    """Shuffles anew each epoch with a stream of (seed, round, epoch), so that a resumed fit sees the same order.
+class MiniBatches(Sampler[list[int]]):
+    """The mini-batches of an epoch as lists of indices.
 
-    The members of an ensemble have an order each. Their mini-batches follow one another: first every member's
-    first ``batch_size`` structures, member by member, then every member's next ones.
+    A shuffled order is drawn anew each epoch from a stream of (seed, round, epoch), so that a resumed fit sees the same
+    one. The members of an ensemble have an order each; a mini-batch then holds every member's ``batch_size``
+    structures, member by member. Of processes that train together each takes its part of every mini-batch, and all
+    take as many of them; a part may be empty.
 
     Args:
         n: number of structures.
-        seed: root seed of the run.
-        round_index: of the round.
+        batch_size: structures in a mini-batch of one member, of all processes together.
+        stream: seed and round of the shuffled orders; None keeps the order as it is.
         members: number of orders.
-        batch_size: structures in a mini-batch of one member; None for all.
+        part: of this process: its number and how many there are.
     """
 
-    def __init__(self, n: int, seed: int, round_index: int, *, members: int = 1, batch_size: int | None = None):
-        self.n, self.seed, self.round_index = n, seed, round_index
-        self.members, self.batch_size = members, batch_size or n
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        stream: tuple[int, int] | None = None,
+        *,
+        members: int = 1,
+        part: tuple[int, int] = (0, 1),
+    ):
+        self.n, self.batch_size, self.stream, self.members, self.part = n, batch_size, stream, members, part
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -52,13 +61,16 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.members * self.n
+        return -(-self.n // self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        rng = stage_rng(self.seed, self.round_index, Stage.SHUFFLE, self.epoch)
-        orders = np.stack([rng.permutation(self.n) for _ in range(self.members)])
+    def __iter__(self) -> Iterator[list[int]]:
+        orders = np.arange(self.n)[None]
+        if self.stream is not None:
+            rng = stage_rng(*self.stream, Stage.SHUFFLE, self.epoch)
+            orders = np.stack([rng.permutation(self.n) for _ in range(self.members)])
+        rank, size = self.part
         for start in range(0, self.n, self.batch_size):
-            yield from orders[:, start : start + self.batch_size].ravel().tolist()
+            yield orders[:, start : start + self.batch_size][:, rank::size].ravel().tolist()
 
 
 class GrowingDataModule(LightningDataModule):
@@ -78,7 +90,7 @@ class GrowingDataModule(LightningDataModule):
         dtype: of the tensors.
         seed: root seed of the run.
         members: number of members of the ensemble that is trained, 1 for a single model. A training batch
-            holds a mini-batch for each of them, in an order of its own (:class:`EpochSampler`).
+            holds a mini-batch for each of them, in an order of its own (:class:`MiniBatches`).
     """
 
     def __init__(
@@ -149,38 +161,46 @@ class GrowingDataModule(LightningDataModule):
         for indices in torch.arange(batch.n_systems, device=device).split(self.evaluation_batch_size):
             yield batch.select(indices)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has a trainer of its own and collates what it needs."""
+        return self.__dict__ | {"trainer": None, "_batches": {}}
+
     def _loader(
-        self, name: str, batch_size: int, sampler: Sampler[int] | None = None, *, members: int = 1
-    ) -> DataLoader[Tensor]:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        self, name: str, batch_size: int, stream: tuple[int, int] | None = None, *, members: int = 1
+    ) -> DataLoader[AtomicBatch]:
+        trainer = self.trainer
+        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+        part = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         batch = self.split(name, device)
 
         def gather(indices: list[int]) -> AtomicBatch:
-            chosen = batch.select(torch.tensor(indices, device=device))
+            chosen = batch.select(torch.tensor(indices, dtype=torch.int64, device=device))
             if members == 1:
                 return chosen
             owners = torch.arange(members, device=device)
             return chosen.replace(member=owners.repeat_interleave(len(indices) // members))
 
-        return DataLoader(
-            dataset=range(batch.n_systems),  # pyright: ignore[reportArgumentType]
-            batch_size=members * batch_size,
-            sampler=sampler,
-            collate_fn=gather,
-        )
+        sampler = MiniBatches(batch.n_systems, batch_size, stream, members=members, part=part)
+        # what the sampler gives is a mini-batch already
+        return DataLoader(_Itself(), sampler=sampler, batch_size=None, collate_fn=gather)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        n = len(self.train_indices)
-        size, members = min(self.batch_size, n), self.members
-        sampler = EpochSampler(n, self.seed, self.round_index, members=members, batch_size=size)
-        return self._loader("train", size, sampler, members=members)
+    def train_dataloader(self) -> DataLoader[AtomicBatch]:
+        size = min(self.batch_size, len(self.train_indices))
+        return self._loader("train", size, (self.seed, self.round_index), members=self.members)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def val_dataloader(self) -> DataLoader[AtomicBatch]:
         return self._loader("valid", self.evaluation_batch_size)
 
-    def test_dataloader(self) -> DataLoader[Tensor]:
+    def test_dataloader(self) -> DataLoader[AtomicBatch]:
         return self._loader("test", self.evaluation_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[Tensor]:
+    def predict_dataloader(self) -> DataLoader[AtomicBatch]:
         """The calibration split, which is the validation split."""
         return self._loader("valid", self.evaluation_batch_size)
+
+
+class _Itself(Dataset[Any]):
+    """Hands on what it is asked for."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return index

@@ -6,11 +6,11 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -22,8 +22,10 @@ from ubmd.callbacks.divergence import Divergence, check_best
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.callbacks.scale_shift import FitScaleShift
 from ubmd.data.datamodule import GrowingDataModule
+from ubmd.devices import first_device, n_processes
 from ubmd.errors import InputError
 from ubmd.progress import RunProgress
+from ubmd.rounds.processes import Together, alone, together
 from ubmd.rounds.trainer_options import check_trainer_options, trainer_limits
 from ubmd.training.module import PotentialModule
 
@@ -45,19 +47,38 @@ class Fitting:
     checkpoint_epochs: int
     """Epochs between savings of the state that an interrupted fit resumes from."""
 
-    def trainer(self, **options: Any) -> Trainer:
-        """A trainer that writes whole files and does not look for a cluster around it."""
+    @property
+    def processes(self) -> int:
+        """How many processes a fit takes, one for each of the trainer's devices."""
+        return n_processes(self.options)
+
+    def trainer(self, member: Together | None = None, **options: Any) -> Trainer:
+        """A trainer that writes whole files and does not look for a cluster around it.
+
+        Args:
+            member: who this process is among those that train together; None for what it does by itself.
+            options: replace the trainer's own.
+        """
+        if member is None or self.processes == 1:
+            options |= {"devices": first_device(self.options), "strategy": "auto"}
         # without an environment given, Lightning infers one from that of a cluster's job; it refuses or divides work,
-        # and asks SLURM to run the job again
-        return self.make_trainer(plugins=[WholeFiles(), LightningEnvironment()], **options)
+        # and asks SLURM to run the job again. Its samplers would count some structures twice
+        plugins = [WholeFiles(), member or alone()]
+        return self.make_trainer(plugins=plugins, use_distributed_sampler=False, **options)
 
     def limits(self, n_train: int, batch_size: int, share: float = 1.0) -> dict[str, int]:
-        """See :func:`~ubmd.rounds.trainer_options.trainer_limits`."""
+        """See :func:`~ubmd.rounds.trainer_options.trainer_limits`; refuses more processes than structures in a step."""
+        most = min(n_train, batch_size)
+        if self.processes > most:
+            raise InputError(
+                f"trainer.devices={self.options.get('devices')} are {self.processes} processes, which cannot share a "
+                f"mini-batch of {most} structures; use fewer, or a larger data.batch_size"
+            )
         return trainer_limits(self.options, n_train, batch_size, share)
 
     def check(self) -> None:
         """See :func:`~ubmd.rounds.trainer_options.check_trainer_options`; also refuses callbacks that cannot be."""
-        check_trainer_options(self.options, self.trainer)
+        check_trainer_options(self.options, partial(self.trainer, Together(0, self.processes, 0)))
         self.make_callbacks()
 
 
@@ -108,26 +129,60 @@ def fit_and_predict(
         InputError: if the fit would end, or has ended, before its first validation, or diverged.
     """
     limits = fitting.limits(len(datamodule.train_indices), datamodule.batch_size, share)
-    further = fitting.make_callbacks()
-    checkpoint = FitCheckpoint(folder / "last.ckpt", fitting.checkpoint_epochs)
-    with progress.stage(title) as stage:
-        trainer = fitting.trainer(
-            callbacks=[FitScaleShift(), checkpoint, Divergence(), FitProgress(stage), *acquisition, *further],
-            logger=loggers,
-            default_root_dir=folder,
-            enable_checkpointing=any(isinstance(c, Checkpoint) for c in further),
-            **limits,
-        )
+    file = folder / "last.ckpt"
+    train = partial(_train, fitting, module, datamodule, file, resume=_resumable(file), limits=limits)
+    with progress.stage(title) as stage, together(fitting.processes, train) as first:
+        callbacks = [FitProgress(stage), *acquisition]
         with interruption.shielded():
-            trainer.fit(module, datamodule, ckpt_path=_resumable(checkpoint.file), weights_only=True)
+            trainer, checkpoint = train(first, callbacks=callbacks, logger=loggers)
     if not checkpoint.weights:
         raise InputError("the fit ended before its first validation, hence without best weights; train longer")
     module.load_state_dict(checkpoint.weights)
     check_best(module, datamodule)
+    device = trainer.strategy.root_device
+    if fitting.processes > 1:
+        trainer = _successor(fitting, trainer)
     errors = trainer.test(module, datamodule, verbose=False)[0] if datamodule.test_structures else {}
     trainer.predict(module, datamodule, return_predictions=False)
     errors = {name.removeprefix("test/"): float(value) for name, value in errors.items()}
-    return Fit(errors, trainer.global_step, checkpoint.seconds, trainer.strategy.root_device)
+    return Fit(errors, trainer.global_step, checkpoint.seconds, device)
+
+
+def _train(
+    fitting: Fitting,
+    module: PotentialModule,
+    datamodule: GrowingDataModule,
+    file: Path,
+    member: Together,
+    *,
+    resume: Path | None,
+    limits: Mapping[str, int],
+    callbacks: Sequence[Callback] = (),
+    logger: list[Logger] | bool = False,
+) -> tuple[Trainer, FitCheckpoint]:
+    """What every process of a fit does; ``callbacks`` and ``logger`` are those of the first one alone."""
+    set_up_lightning()
+    further = fitting.make_callbacks()
+    checkpoint = FitCheckpoint(file, fitting.checkpoint_epochs)
+    trainer = fitting.trainer(
+        member,
+        callbacks=[FitScaleShift(), checkpoint, Divergence(), *callbacks, *further],
+        logger=logger,
+        default_root_dir=file.parent,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in further),
+        **limits,
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    return trainer, checkpoint
+
+
+def _successor(fitting: Fitting, trainer: Trainer) -> Trainer:
+    """A trainer that goes on alone where one of several processes has ended, with its callbacks, loggers and counts."""
+    callbacks, checkpoints = trainer.callbacks, bool(trainer.checkpoint_callbacks)  # pyright: ignore
+    options = {"logger": trainer.loggers, "default_root_dir": trainer.default_root_dir}
+    after = fitting.trainer(callbacks=callbacks, enable_checkpointing=checkpoints, **options)
+    after.fit_loop.load_state_dict(trainer.fit_loop.state_dict())
+    return after
 
 
 def _resumable(file: Path) -> Path | None:
@@ -165,5 +220,8 @@ def set_up_lightning() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*GPU available but not used.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # equal in all processes as it is
+        "The ``compute`` method of metric .* was called before.*",
+        "Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -8,13 +8,14 @@ from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.potential import Prediction
 from ubmd.schema import MAY_BE_INFINITE
 
-__all__ = ["HuberLoss", "Loss", "SquaredLoss", "virial_triangle"]
+__all__ = ["HuberLoss", "Loss", "MeanLoss", "SquaredLoss", "virial_triangle"]
 
 
 class Loss(Protocol):
@@ -133,3 +134,26 @@ def _check_weights(energy: float, forces: float, stress: float) -> None:
     for name, weight in (("energy", energy), ("forces", forces), ("stress", stress)):
         if not 0 <= weight < math.inf:
             raise InputError(f"training.loss.{name}={weight} must not be negative, nan or inf")
+
+
+class MeanLoss(Metric):
+    """Mean of a loss over the structures of an epoch, those of all processes that train together.
+
+    Lightning's own mean rounds the number of structures a process down to a whole one.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, n: int) -> None:
+        """Adds a mini-batch's loss, which is a sum over its ``n`` structures."""
+        self.total += loss
+        self.count += n
+
+    def compute(self) -> Tensor:
+        return self.total / self.count

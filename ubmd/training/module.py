@@ -20,7 +20,7 @@ from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
 from ubmd.models.base import n_members, parameter_groups
 from ubmd.models.potential import Potential, Prediction
-from ubmd.training.loss import Loss, SquaredLoss, virial_triangle
+from ubmd.training.loss import Loss, MeanLoss, SquaredLoss, virial_triangle
 from ubmd.training.sam import at_worst_neighbour
 from ubmd.training.schedule import LinearDecay, schedule
 from ubmd.training.start import correct_shift, load_weights
@@ -121,6 +121,7 @@ class PotentialModule(LightningModule):
         self._silent = False
         if start is not None:
             self.start_from(start)
+        self.mean_loss = MeanLoss()
         self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics() for stage in ("valid", "test")})
 
     def _metrics(self) -> nn.ModuleDict:
@@ -168,15 +169,28 @@ class PotentialModule(LightningModule):
         return self.potential(batch, stress=self.stress)
 
     def training_step(self, batch: AtomicBatch) -> Tensor:
-        prediction = self.potential(batch, stress=self.stress, training=True)
-        loss = self.loss(prediction, batch)
         n = batch.n_systems
+        loss = self._loss(batch) if n else self._no_loss()
         if not self._silent:
-            self.log("train/loss", loss.detach() / n, on_epoch=True, on_step=False, batch_size=n)
+            if n:
+                self.mean_loss.update(loss.detach(), n)
+            self.log("train/loss", self.mean_loss, on_epoch=True, on_step=False)
         return loss
 
+    def _loss(self, batch: AtomicBatch) -> Tensor:
+        return self.loss(self.potential(batch, stress=self.stress, training=True), batch)
+
+    def _no_loss(self) -> Tensor:
+        """Zero with zero gradients, for a process that there are too few structures for in the last mini-batch."""
+        return torch.stack([0.0 * p.sum().double() for p in self.parameters() if p.requires_grad]).sum()
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Differentiates by the parameters alone: the pair vectors are leaves too, with costly second derivatives."""
+        """Differentiates by the parameters alone: the pair vectors are leaves too, with costly second derivatives.
+
+        The loss is a sum over the mini-batch, of which each of several processes has a part; Lightning's strategies
+        take the mean of their gradients.
+        """
+        loss = self.trainer.world_size * loss
         loss.backward(*args, inputs=[p for p in self.parameters() if p.requires_grad], **kwargs)
 
     def optimizer_step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -226,6 +240,8 @@ class PotentialModule(LightningModule):
         return found if prediction.stress is None else found | {"stress": prediction.stress}
 
     def _evaluate(self, stage: str, batch: AtomicBatch) -> None:
+        if not batch.n_systems:  # the part of a process for which there were too few
+            return
         prediction = self(batch)
         assert batch.energy is not None
         assert batch.forces is not None
@@ -252,7 +268,8 @@ class PotentialModule(LightningModule):
     def _log_metrics(self, stage: str) -> None:
         values = {}
         for name, metric in self.metrics[f"{stage}_metrics"].items():  # pyright: ignore
-            if metric.update_called:  # no structure may have a stress
+            # no structure may have a stress, in this process or in any
+            if self.trainer.strategy.reduce_boolean_decision(metric.update_called, all=False):
                 values[name] = metric.compute()
             metric.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
