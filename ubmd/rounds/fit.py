@@ -61,6 +61,8 @@ class Fitting:
         """
         if member is None or self.processes == 1:
             options |= {"devices": first_device(self.options), "strategy": "auto"}
+        elif self.options.get("strategy") in (None, "auto"):
+            options["strategy"] = "ddp"
         # without an environment given, Lightning infers one from that of a cluster's job; it refuses or divides work,
         # and asks SLURM to run the job again. Its samplers would count some structures twice
         plugins = [WholeFiles(), member or alone()]

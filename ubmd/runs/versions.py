@@ -24,8 +24,6 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         adam = {key: training.pop(key) for key in ("betas", "eps")}
         new["optimizer"] = {"_target_": "torch.optim.Adam", "_partial_": True, **adam}
         new["scheduler"] = {"_target_": "ubmd.training.schedule.LinearDecay", "_partial_": True}
-    if isinstance(trainer := new.get("trainer"), dict):
-        new["trainer"] = {"strategy": "auto"} | trainer
     if isinstance(system, dict):
         _followed_variables(system)
     if isinstance(bias, dict) and isinstance(variables := bias.get("variables"), list):
