@@ -16,7 +16,7 @@ from rich.console import Console
 from ubmd.cli import main as cli
 from ubmd.commands.md import walkers_table
 from ubmd.data.batch import collate
-from ubmd.dynamics import walkers
+from ubmd.dynamics import walker_run
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.interfaces.ase import UBMDCalculator
@@ -143,7 +143,7 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
     run = only(here)
     whole = (run / "trajectory.extxyz").read_bytes()
     shutil.rmtree(run)
-    save_walkers = walkers.save_checkpoint
+    save_walkers = walker_run.save_checkpoint
     rounds: list[int] = []
 
     def interrupted(path: Path, name: str, values: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
         if values["rounds"] == 20:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(walkers, "save_checkpoint", interrupted)
+    monkeypatch.setattr(walker_run, "save_checkpoint", interrupted)
     assert md("bias.tau=0.5") == 130
     assert (run / "walkers.pt").exists()
     assert not (run / "trajectory.h5").exists()
@@ -160,6 +160,30 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
     assert rounds == [10, 20, 30, 40, 40]
     assert (run / "trajectory.extxyz").read_bytes() == whole
     assert not (run / "walkers.pt").exists()
+
+
+@pytest.mark.slow
+def test_groups_in_two_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continued by any number of processes: it has no say in the results, nor in the name of the folder."""
+    groups = ("bias.tau=0.5", "dynamics.groups=2", "device=cpu")
+    assert md(*groups) == 0
+    run = only(here)
+    whole = (run / "trajectory.extxyz").read_bytes()
+    shutil.rmtree(run)
+    save_walkers = walker_run.save_checkpoint
+
+    def interrupted(path: Path, name: str, values: dict[str, Any]) -> None:
+        save_walkers(path, name, values)
+        if path.name == "walkers-1.pt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(walker_run, "save_checkpoint", interrupted)
+    assert md(*groups) == 130
+    assert sorted(file.name for file in run.glob("walkers*")) == ["walkers-0.pt", "walkers-1.pt"]
+    assert md(*groups, "dynamics.workers=2") == 0
+    assert only(here) == run
+    assert (run / "trajectory.extxyz").read_bytes() == whole
+    assert not list(run.glob("walkers*"))
 
 
 @pytest.mark.parametrize("finished", [True, False])

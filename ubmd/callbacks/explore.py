@@ -9,7 +9,7 @@ from ase import Atoms
 from lightning.pytorch import Callback, Trainer
 
 from ubmd.dynamics.exploration import Exploration
-from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.explore import Elsewhere, Explorer
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.models.potential import Potential, WalkerPotential
 from ubmd.progress import RunProgress
@@ -30,6 +30,7 @@ class Explore(Callback):
         seed: root seed of the run.
         progress: display.
         reads: names of what the reference reads of a structure besides the usual.
+        elsewhere: runs groups of walkers in processes of their own.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Explore(Callback):
         seed: int,
         progress: RunProgress,
         reads: Collection[str] = (),
+        elsewhere: Elsewhere | None = None,
     ):
         self.exploration, self.bias, self.starts, self.reads = exploration, bias, starts, reads
-        self.folder, self.seed, self.progress = folder, seed, progress
+        self.folder, self.seed, self.progress, self.elsewhere = folder, seed, progress, elsewhere
         self.result: Exploration | None = None
         self.seconds = 0.0
 
@@ -74,4 +76,5 @@ class Explore(Callback):
                 checkpoint=self.folder.walkers,
                 on_progress=show,
                 reads=self.reads,
+                elsewhere=self.elsewhere,
             )

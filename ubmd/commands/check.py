@@ -184,7 +184,7 @@ def _inspect_unfinished(store: RoundStore, folder: RoundFolder) -> Iterable[Find
         return
     yield Finding(str(folder.path.relative_to(store.path)), "in progress")
     yield from _inspect_files(store, folder.path, noted)
-    for file in (folder.walkers, *sorted(folder.fit.glob("*.ckpt"))):
+    for file in (*folder.walker_files, *sorted(folder.fit.glob("*.ckpt"))):
         if file.exists():
             right = _is_whole(file)
             yield Finding(str(file.relative_to(store.path)), "right" if right else "damaged", right)

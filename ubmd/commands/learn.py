@@ -16,6 +16,7 @@ from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.files import DataFiles
 from ubmd.devices import check_device
 from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.processes import WalkerProcesses
 from ubmd.errors import InputError
 from ubmd.interruption import shielded
 from ubmd.models.base import n_members
@@ -58,7 +59,7 @@ def learn(cfg: DictConfig) -> float | None:
     with run_progress() as progress, ExitStack() as stack:
         try:
             run = prepare(cfg, progress, loggers, stack)
-            with run.executor:
+            with run.executor, run.processes:
                 return learn_rounds(run)
         finally:
             close_loggers(loggers)
@@ -120,6 +121,7 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
         fitting=fits,
         bias=build(cfg, "bias"),
         exploration=exploration,
+        processes=WalkerProcesses(exploration.workers),
         selection=selection,
         loggers=loggers,
         progress=progress,

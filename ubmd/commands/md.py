@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ubmd.config import build, plain
 from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.data.io import read_structures, write_structures
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
-from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.explore import Elsewhere, Explorer, group_files
+from ubmd.dynamics.processes import PotentialFile, WalkerProcesses
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
 from ubmd.errors import InputError, StoppedShort
@@ -33,13 +35,16 @@ from ubmd.uncertainty.potential import UncertainPotential
 
 __all__ = ["run_md", "walkers_table"]
 
+WALKERS = "walkers.pt"
+
 
 def run_md(cfg: DictConfig) -> None:
     """Runs walkers to their ends, or continues those in ``cfg.paths.run``, and says how each ended.
 
     Writes into the run folder ``trajectory.h5`` (:mod:`ubmd.dynamics.trajectory`) and the same frames as
     ``trajectory.extxyz``; beforehand ``config.yaml``, by which a repeated command recognises its own work:
-    what is finished is kept, what was interrupted continues from ``walkers.pt``.
+    what is finished is kept, what was interrupted continues from the files of
+    :func:`~ubmd.dynamics.explore.group_files`, ``walkers.pt`` if all walkers are of one group.
 
     Raises:
         InputError: for anything wrong in the configuration, the potential or the structures, before any
@@ -59,16 +64,19 @@ def run_md(cfg: DictConfig) -> None:
     # the walkers' checkpoint cannot tell another potential or bias from its own
     store = RoundStore(folder)
     open_run(store, plain(cfg) | {"contents": _digests(cfg, starts)})
-    with run_progress() as progress:
+    with run_progress() as progress, WalkerProcesses(exploration.workers) as processes:
         file = folder / "trajectory.h5"
         if not store.keeps(file):
             weights = next(trained.model.parameters())
-            write_trajectory(file, _explore(cfg, exploration, potential, weights, starts, progress))
+            source = PotentialFile(Path(cfg.potential), build(cfg, "bias"), plain(cfg)["allow"])
+            elsewhere = partial(processes.run, source)
+            write_trajectory(file, _explore(cfg, exploration, potential, weights, starts, progress, elsewhere))
             store.keep(file)
         result = read_trajectory(file)
         frames = folder / "trajectory.extxyz"
         write_structures(frames, frames_to_atoms(result))
-        (folder / "walkers.pt").unlink(missing_ok=True)
+        for saved in group_files(folder / WALKERS, exploration.groups):
+            saved.unlink(missing_ok=True)
         progress.console.print(walkers_table(result))
         progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
         if not result.n_frames and all(StopReason(reason).unphysical for reason in result.reasons):
@@ -128,6 +136,7 @@ def _explore(
     weights: Tensor,
     starts: Sequence[Atoms],
     progress: RunProgress,
+    elsewhere: Elsewhere,
 ) -> Exploration:
     """Runs or continues the walkers behind a progress bar, in the precision and on the device of ``weights``."""
     n_walkers = exploration.n_walkers
@@ -149,8 +158,9 @@ def _explore(
             round_index=0,
             dtype=weights.dtype,
             device=weights.device,
-            checkpoint=Path(cfg.paths.run) / "walkers.pt",
+            checkpoint=Path(cfg.paths.run) / WALKERS,
             on_progress=show,
+            elsewhere=elsewhere,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from ase import Atoms
@@ -53,6 +54,19 @@ class Exploration:
     """[w] highest atomic uncertainty met at any step of this exploration at which it was evaluated, eV/Å."""
     inherited: tuple[Inherited, ...] = ()
     """[w] what frames have of their walker's start, such as charges and fixed atoms; empty if nothing is known."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Exploration]) -> Exploration:
+        """What groups of walkers found, as if they had been one."""
+        values = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(cls)
+            if field.name not in ("numbers", "pbc", "inherited")
+        }
+        frames, fates = np.lexsort((values["step"], values["walker"])), np.argsort(values["walkers"])
+        of_walkers = ("walkers", "reasons", "steps", "temperature", "max_uncertainty")
+        ordered = {name: value[fates if name in of_walkers else frames] for name, value in values.items()}
+        return replace(parts[0], **ordered)
 
     @property
     def n_frames(self) -> int:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ from ase import Atoms
 from ubmd.data.batch import collate
 from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.dynamics.exploration import Exploration
+from ubmd.dynamics.processes import GroupTask, OnProgress, SharedProgress, check_sendable
 from ubmd.dynamics.respa import check_every
 from ubmd.dynamics.settings import in_turn
-from ubmd.dynamics.state import initial_state, resting_state
+from ubmd.dynamics.state import WalkerState, initial_state, resting_state
 from ubmd.dynamics.stopping import StoppingRules
 from ubmd.dynamics.walkers import Integrator, MolecularDynamics, check_independent, run_walkers
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
 
-__all__ = ["Explorer", "WalkerExploration", "walker_starts"]
+__all__ = ["Elsewhere", "Explorer", "WalkerExploration", "WalkerGroup", "group_files", "walker_starts"]
 
+Elsewhere = Callable[[Sequence[GroupTask], OnProgress | None], Sequence[Exploration]]
+"""Runs groups of walkers in other processes."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,9 @@ class Explorer:
     Args:
         stopping: when a walker stops.
         n_walkers: number of walkers.
-        slots: walkers that run at a time, as one batch: where one stops the next one begins. None for all at once.
+        slots: walkers that a batch has at a time: where one stops the next one begins. None for all at once.
+        groups: number of batches that the walkers are dealt into, one after the other or in processes of their own.
+        workers: number of processes that groups run in, at most one for each. It has no influence on results.
         frame_interval: steps between frames kept as candidates; a multiple of the bias's ``every``.
         skin: width of the neighbour lists beyond the cutoff, Å.
         checkpoint_interval: steps between savings of the walkers' states.
@@ -61,12 +67,14 @@ class Explorer:
     stopping: StoppingRules
     n_walkers: int = 8
     slots: int | None = None
+    groups: int = 1
+    workers: int = 1
     frame_interval: int = 200
     skin: float = 1.0
     checkpoint_interval: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("n_walkers", "slots", "frame_interval", "checkpoint_interval"):
+        for name in ("n_walkers", "slots", "groups", "workers", "frame_interval", "checkpoint_interval"):
             value = getattr(self, name)
             if name == "slots" and value is None:
                 continue
@@ -74,6 +82,9 @@ class Explorer:
                 raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
         if self.n_walkers > MOST_WALKERS:
             raise InputError(f"dynamics.n_walkers={self.n_walkers} must be at most {MOST_WALKERS}")
+        for name, most, limit in (("groups", self.n_walkers, "n_walkers"), ("workers", self.groups, "groups")):
+            if (value := getattr(self, name)) > most:
+                raise InputError(f"dynamics.{name}={value} must be at most dynamics.{limit}={most}; raise that as well")
         if not 0 <= self.skin <= LARGEST_SKIN:
             raise InputError(f"dynamics.skin={self.skin} Å must be from 0 to {LARGEST_SKIN:g} Å")
 
@@ -130,8 +141,9 @@ class Explorer:
     def check_bias(self, bias: object) -> None:
         """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing.
 
-        Also for one that walkers share (``shared``), if they do not all run at a time, and for an ``every`` that is
-        none for these dynamics (:func:`~ubmd.dynamics.respa.check_every`).
+        Also for one that walkers share (``shared``), if they do not all run at a time in one batch, for one that
+        cannot be sent to the processes of several ``workers``, and for an ``every`` that is none for these dynamics
+        (:func:`~ubmd.dynamics.respa.check_every`).
         """
         acting = getattr(bias, "acts_on_cell", None)
         if acting is not None and not self.needs_stress:
@@ -139,6 +151,10 @@ class Explorer:
         check_every(bias, getattr(self, "integrator", None), self.frame_interval)
         if self.slots is not None and self.slots < self.n_walkers:
             check_independent(bias, f"dynamics.slots={self.slots}")
+        if self.groups > 1:
+            check_independent(bias, f"dynamics.groups={self.groups}")
+        if self.workers > 1:
+            check_sendable(self, bias)
 
     @property
     def max_candidates(self) -> int:
@@ -156,8 +172,9 @@ class Explorer:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         checkpoint: Path | None = None,
-        on_progress: Callable[[int, int, float], None] | None = None,
+        on_progress: OnProgress | None = None,
         reads: Collection[str] = (),
+        elsewhere: Elsewhere | None = None,
     ) -> Exploration:
         """Runs the walkers, or continues them from ``checkpoint`` if that exists; see :func:`run_walkers`.
 
@@ -168,32 +185,103 @@ class Explorer:
             round_index: of the random streams.
             dtype: of positions.
             device: to run on.
-            checkpoint: file of the walkers' states.
+            checkpoint: file of the walkers' states; those of several groups are beside it, see :func:`group_files`.
             on_progress: called now and then with steps done, walkers running and the highest uncertainty.
             reads: names of what a reference reads of a structure besides the usual; frames have it of their start.
+            elsewhere: runs groups in processes of their own, where ``workers`` are several:
+                :meth:`~ubmd.dynamics.processes.WalkerProcesses.run` with the potential's file.
+
+        Raises:
+            InputError: there are several ``workers``, but they are not given.
+        """
+        begun = walker_starts(starts, self.n_walkers)
+        files = [None] * self.groups if checkpoint is None else group_files(checkpoint, self.groups)
+        make = partial(WalkerGroup, self, begun, seed, round_index, dtype, device)
+        groups = [make(file, number) for number, file in enumerate(files)]
+        if self.workers == 1:
+            found = _one_by_one(groups, potential, on_progress)
+        elif elsewhere is not None:
+            found = elsewhere(groups, on_progress)
+        else:
+            raise InputError(f"dynamics.workers={self.workers} needs processes (elsewhere=...), which are not given")
+        inherited = [Inherited.of(atoms, reads) for atoms in begun]
+        return _inheriting(Exploration.joined(found), begun, inherited)
+
+    def start(
+        self, structures: Sequence[Atoms], seed: int, round_index: int, dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[WalkerState, Integrator]:
+        """All walkers before their first step, neighbours not listed yet, and what advances them.
+
+        Args:
+            structures: one a walker.
+            seed: root seed of the run.
+            round_index: of the random streams.
+            dtype: of positions.
+            device: where they are.
         """
         seeds = [stage_seed(seed, round_index, Stage.WALKERS, w) for w in range(self.n_walkers)]
-        inherited = [Inherited.of(atoms, reads) for atoms in walker_starts(starts, self.n_walkers)]
-        structures, integrator = self.begin(walker_starts(starts, self.n_walkers), seeds)
-        # neighbours are listed when a walker begins
-        batch = collate(structures, NO_NEIGHBOURS, dtype=dtype, device=device)
+        fixed = torch.as_tensor(np.concatenate([Inherited.of(atoms).fixed for atoms in structures]))
+        structures, integrator = self.begin(structures, seeds)
         state_of = resting_state if self.time_step is None else initial_state
-        temperature = in_turn(self.temperature, torch.arange(self.n_walkers))
-        masses = torch.as_tensor(np.concatenate([atoms.get_masses() for atoms in structures]))
-        fixed = torch.as_tensor(np.concatenate([part.fixed for part in inherited]))
-        found = run_walkers(
-            state_of(batch, temperature=temperature, seeds=seeds, masses=masses, fixed=fixed),
+        state = state_of(
+            collate(structures, NO_NEIGHBOURS, dtype=dtype, device=device),
+            temperature=in_turn(self.temperature, torch.arange(self.n_walkers)),
+            seeds=seeds,
+            masses=torch.as_tensor(np.concatenate([atoms.get_masses() for atoms in structures])),
+            fixed=fixed,
+        )
+        return state, integrator
+
+
+@dataclass(frozen=True)
+class WalkerGroup:
+    """A group of walkers, which run as a batch of their own: those whose number is ``number`` modulo the groups'."""
+
+    exploration: Explorer
+    structures: Sequence[Atoms]
+    """Of all walkers."""
+    seed: int
+    round_index: int
+    dtype: torch.dtype
+    device: torch.device | str
+    checkpoint: Path | None
+    number: int
+
+    def __call__(self, potential: WalkerPotential, on_progress: OnProgress) -> Exploration:
+        """Runs its walkers, or continues them from their checkpoint."""
+        how = self.exploration
+        state, integrator = how.start(self.structures, self.seed, self.round_index, self.dtype, self.device)
+        own = torch.arange(self.number, how.n_walkers, how.groups, device=state.step.device)
+        return run_walkers(
+            state.select(own) if how.groups > 1 else state,
             potential,
             integrator,
-            self.stopping,
-            frame_interval=self.frame_interval,
-            skin=self.skin,
-            slots=self.slots,
-            checkpoint=checkpoint,
-            checkpoint_interval=self.checkpoint_interval,
+            how.stopping,
+            frame_interval=how.frame_interval,
+            skin=how.skin,
+            slots=how.slots,
+            checkpoint=self.checkpoint,
+            checkpoint_interval=how.checkpoint_interval,
             on_progress=on_progress,
         )
-        return _inheriting(found, structures, inherited)
+
+
+def group_files(checkpoint: Path, groups: int) -> list[Path]:
+    """Where each group of walkers is saved: ``walkers.pt`` if there is one group, else ``walkers-0.pt`` and so on."""
+    if groups == 1:
+        return [checkpoint]
+    return [checkpoint.with_stem(f"{checkpoint.stem}-{number}") for number in range(groups)]
+
+
+def _one_by_one(
+    groups: Sequence[WalkerGroup], potential: WalkerPotential, on_progress: OnProgress | None
+) -> list[Exploration]:
+    """What groups find that run in this process."""
+    found, progress = [], SharedProgress(on_progress, len(groups))
+    for group in groups:
+        found.append(group(potential, partial(progress.update, group.number)))
+        progress.finish(group.number, found[-1])
+    return found
 
 
 def _inheriting(found: Exploration, starts: Sequence[Atoms], inherited: Sequence[Inherited]) -> Exploration:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ubmd.reference.base import Reference
 
-__all__ = ["LabelExecutor", "Processes", "Serial"]
+__all__ = ["LabelExecutor", "Processes", "Serial", "limit_threads"]
 
 MOST_PROCESSES = 1024
 """Workers of a machine, or threads of a worker."""
@@ -165,15 +165,20 @@ class Processes(LabelExecutor):
 
 def start_worker(threads: int) -> None:
     """Sets a worker process up: its threads, and that it takes its programs with it when it is ended."""
-    for library in ("OMP", "MKL", "OPENBLAS"):
-        os.environ[f"{library}_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:  # the main module of the user has loaded it
-        sys.modules["torch"].set_num_threads(threads)
+    limit_threads(threads)
     exit_at_once = os._exit
     # the pool takes a worker that ends with 0 for one that was told to, and would wait for its task for ever
     os._exit = lambda status: exit_at_once(status or 1)
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+
+
+def limit_threads(threads: int) -> None:
+    """Limits the CPU threads of numerical libraries in a process that has not used them yet."""
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:  # the main module of the user has loaded it
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def check_positive(**values: float | None) -> None:

@@ -16,6 +16,7 @@ from ubmd.callbacks.calibrate import Calibrate
 from ubmd.callbacks.divergence import FitDivergedError
 from ubmd.callbacks.explore import Explore
 from ubmd.callbacks.steps import CumulativeStep
+from ubmd.dynamics.processes import PotentialFile
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
@@ -135,7 +136,8 @@ def _acquire(
     perturbed = index == 0 and run.system.initial is None
     starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
     bias = partial(run.bias, uncertainty=uncertainty)
-    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads)
+    elsewhere = partial(run.processes.run, PotentialFile(folder.model, run.bias, run.potentials.allow))
+    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads, elsewhere)
     acquire = Acquire(
         explore,
         uncertainty,

@@ -15,6 +15,7 @@ from ubmd.callbacks.acquire import label_with_progress
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import is_labelled
 from ubmd.dynamics.explore import Explorer
+from ubmd.dynamics.processes import WalkerProcesses
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.progress import RunProgress
@@ -87,6 +88,7 @@ class Run:
     bias: Callable[..., WalkerPotential]
     """Makes the biased potential of a ``potential`` and its ``uncertainty``."""
     exploration: Explorer
+    processes: WalkerProcesses
     selection: Selection
     loggers: list[Logger]
     progress: RunProgress

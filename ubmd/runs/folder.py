@@ -33,6 +33,11 @@ class RoundFolder:
         return self.path / "walkers.pt"
 
     @property
+    def walker_files(self) -> list[Path]:
+        """:attr:`walkers`, or those of its groups, as far as they are there."""
+        return sorted(self.path.glob("walkers*.pt"))
+
+    @property
     def model(self) -> Path:
         return self.path / "model.ckpt"
 

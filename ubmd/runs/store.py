@@ -149,6 +149,7 @@ class RoundStore:
         """Removes what only served the resumption of finished rounds; also after a kill right behind the last one."""
         for index in range(n_rounds):
             folder = self.folder(index)
-            folder.walkers.unlink(missing_ok=True)
+            for file in folder.walker_files:
+                file.unlink(missing_ok=True)
             folder.unfinished.unlink(missing_ok=True)
             shutil.rmtree(folder.fit, ignore_errors=True)

@@ -26,6 +26,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         new["scheduler"] = {"_target_": "ubmd.training.schedule.LinearDecay", "_partial_": True}
     if isinstance(system, dict):
         _followed_variables(system)
+    if isinstance(dynamics := new.get("dynamics"), dict):
+        dynamics.setdefault("groups", 1)
     if isinstance(bias, dict) and isinstance(variables := bias.get("variables"), list):
         bias["variables"] = {name: node for part in variables for name, node in _single_variables(part).items()}
     if isinstance(bias, dict) and str(bias.get("_target_")).removeprefix("ubmd.bias.") in _BIASES:
