@@ -268,7 +268,7 @@ def in_process(tmp_path: Path, toy_conf: Path, *overrides: str) -> subprocess.Co
     ("launcher", "threads"),
     [
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], max((os.cpu_count() or 1) // 2, 1)),
-        (["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"], 1),
+        (["hydra/launcher=submitit_local"], 1),
     ],
 )
 def test_launchers(launcher: list[str], threads: int, tmp_path: Path, toy_conf: Path) -> None:

@@ -127,9 +127,13 @@ def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> A
 
 
 def _limit_threads(launcher: DictConfig) -> None:
-    """A job of a cluster takes the cores that it was given, not all; torch, not imported yet, reads it from there."""
-    if launcher.get("cpus_per_task"):
-        os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task))
+    """A job beside others takes the cores that it was given, not all; torch, not imported yet, reads it from there.
+
+    joblib sees to that itself.
+    """
+    alone = 1 if str(launcher.get("_target_")).endswith(".LocalLauncher") else None  # submitit's, on this machine
+    if cores := launcher.get("cpus_per_task") or alone:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def check_device(cfg: DictConfig) -> None:
