@@ -76,7 +76,7 @@ def _compare(store: RoundStore, config: Mapping[str, Any]) -> dict[str, tuple[An
         log.warning("%s; written anew, since the configuration given now is the run's", fault)
         write_text(file, _as_yaml(config))
         return {}
-    different = differences(upgraded(before), config)
+    different = differences(upgraded(before), upgraded(config))
     grown = {key: different.pop(key) for key in MAY_GROW if key in different}
     if different:
         key, (old, new) = next(iter(different.items()))
