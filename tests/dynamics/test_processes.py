@@ -128,9 +128,10 @@ def test_refuses_what_cannot_be_in_groups() -> None:
 def test_workers_find_the_same(caplog: pytest.LogCaptureFixture) -> None:
     how = exploration(groups=3, workers=2)
     alone = explore(exploration(groups=3))
+    others = set(psutil.Process().children())  # of other tests
     with WalkerProcesses(2) as processes:
         assert_same(explore(how, elsewhere=partial(processes.run, Source())), alone)  # pyright: ignore
-        workers = {child.pid for child in psutil.Process().children()}
+        workers = {child.pid for child in set(psutil.Process().children()) - others}
         told = [record.getMessage().split(" threads in ") for record in caplog.records]
         assert {threads for threads, _ in told} == {str(max(torch.get_num_threads() // 2, 1))}
         assert {int(pid) for _, pid in told} <= workers
@@ -138,7 +139,8 @@ def test_workers_find_the_same(caplog: pytest.LogCaptureFixture) -> None:
         assert {int(record.getMessage().split()[-1]) for record in caplog.records} <= workers  # they stay
         with pytest.raises(InputError, match=r"workers=2: a worker process of the walkers was ended .*code -9\)"):
             explore(how, elsewhere=partial(processes.run, Source(dies=True)))  # pyright: ignore
-        assert len({child.pid for child in psutil.Process().children()} & workers) == 1  # looks after their resources
+        # at most the one that looks after their resources
+        assert len({child.pid for child in psutil.Process().children()} & workers) <= 1
 
 
 def test_errors_are_those_of_the_worker() -> None:
