@@ -90,6 +90,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page.write_text((ROOT / "docs" / "speed.md").read_text())
     from benchmarks.report import write_page
 
+    figures["skipped"] = {"label_tblite": "not installed"}
     for _ in range(2):  # what is there is replaced
         write_page(figures, page)
     assert page.read_text().count("`neighbours_copper_500`") == 1
+    assert page.read_text().count("- `label_tblite`: not installed") == 1

@@ -26,26 +26,25 @@ def names(*, quick: bool) -> list[str]:
 
 def measure(setting: Setting, found: Found) -> None:
     """Adds the rows."""
-    structures = molecules(107 if setting.quick else 288)
-    steps = 40 if setting.quick else 150
+    structures = molecules(107 if setting.quick else 284)
+    steps = 24 if setting.quick else 80
     cfg = configuration()
-    subject = fitted(cfg, structures, steps, device=setting.device, threads=setting.threads)
     if "train_step_32" in setting.names:
+        subject = fitted(cfg, structures, steps, device=setting.device, threads=setting.threads)
         found.rows.append(training_row("train_step_32", subject, setting.threads))
-    walk_rows(
-        subject,
-        [walk for walk in walks(subject, setting, found) if walk.name in setting.names],
-        found,
-        passes=2 if setting.quick else 4,
-        threads=setting.threads,
-        device=setting.device,
-    )
+    if any(name.startswith("step_") for name in setting.names):
+        # small batches: a potential of many steps, which holds molecules together
+        many = 120 if setting.quick else 300
+        subject = fitted(cfg, structures, many, batch_size=8, device=setting.device, threads=setting.threads)
+        chosen = [walk for walk in walks(subject, setting, found) if walk.name in setting.names]
+        passes = 2 if setting.quick else 4
+        walk_rows(subject, chosen, found, passes=passes, threads=setting.threads, device=setting.device)
     if "train_step_32_2threads" not in setting.names:
         return
     if (os.cpu_count() or 1) < 2 or setting.device != "cpu":
         found.skipped["train_step_32_2threads"] = "needs two cores"
         return
-    subject = fitted(cfg, structures, steps // 2, threads=2)
+    subject = fitted(cfg, structures, steps, threads=2)
     found.gflops[2] = product_rate()
     found.rows.append(training_row("train_step_32_2threads", subject, 2))
 
@@ -65,7 +64,7 @@ def walks(subject: Subject, setting: Setting, found: Found) -> list[Walk]:
     out = []
     for n in WALKERS:
         # no more than 100 evaluations: then the bias, which costs the same before, begins to drive walkers apart
-        steps, repeats = min(max(160 // n, 3), 20 if setting.quick else 15), 3 if setting.quick else 5
+        steps, repeats = (min(max(80 // n, 3), 20), 3) if setting.quick else (min(max(160 // n, 3), 15), 5)
         out += [Walk(f"step_{kind}_{n}", kind, starts, n, steps, repeats) for kind in KINDS]
         if n in (1, 8):
             out.append(Walk(f"step_biased_every4_{n}", "biased", starts, n, steps, repeats, (EVERY,), every=4))

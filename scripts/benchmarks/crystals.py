@@ -32,7 +32,7 @@ def measure(setting: Setting, found: Found) -> None:
     for material, cells in CELLS.items():
         walks = []
         for n, times in cells.items():
-            steps, repeats = (2, 2) if n > QUICK else (4, 2) if setting.quick else (10, 3)
+            steps, repeats = (2, 2) if n > QUICK or setting.quick else (10, 3)
             start = smallest(material).repeat(times)
             start.rattle(0.03, seed=0)
             for kind in KINDS:
@@ -43,7 +43,9 @@ def measure(setting: Setting, found: Found) -> None:
         structures = shaken(smallest(material).repeat(next(iter(cells.values()))), 20)
         cfg = configuration(*WORDS[material])
         subject = fitted(cfg, structures, 60, batch_size=4, device=setting.device, threads=setting.threads)
-        walk_rows(subject, walks, found, passes=2, threads=setting.threads, device=setting.device)
+        walk_rows(
+            subject, walks, found, passes=1 if setting.quick else 2, threads=setting.threads, device=setting.device
+        )
 
 
 def smallest(material: str) -> Atoms:

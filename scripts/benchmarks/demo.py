@@ -26,10 +26,10 @@ def measure(setting: Setting, found: Found) -> None:
     """Adds the row: an exploration as the demo has it, from a potential of about its middle."""
     words = ["experiment=ala2_demo"]
     if setting.quick:
-        words.append("dynamics.stopping.max_steps=300")
+        words.append("dynamics.stopping.max_steps=150")
     cfg = configuration(*words)
     size = cfg.data.batch_size
-    subject = fitted(cfg, molecules(80, 300.0), 150 if setting.quick else 1000, batch_size=size, device=setting.device)
+    subject = fitted(cfg, molecules(80), 150 if setting.quick else 1000, batch_size=size, device=setting.device)
     calibrate_as_learnt(subject)
     times, explored = [], None
     for _ in range(1 if setting.quick else 3):

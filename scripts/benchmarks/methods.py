@@ -30,7 +30,8 @@ def measure(setting: Setting, found: Found) -> None:
             wanted = [kind for kind in _kinds(uncertainty) if _name(kind, uncertainty, size) in setting.names]
             if not wanted:
                 continue
-            subject = fitted(configuration(f"size={size}", *words), structures, 60, device=setting.device)
+            cfg = configuration(f"size={size}", *words)
+            subject = fitted(cfg, structures, 150, batch_size=8, device=setting.device)
             walks = [
                 Walk(_name(kind, uncertainty, size), kind, structures, WALKERS, steps=15, repeats=5) for kind in wanted
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,9 @@ def selections(setting: Setting, found: Found) -> None:
         for method in wanted:
             before = settled_memory()
             selection = SELECTIONS[method]
-            ms = median_ms(lambda s=selection, p=pool: s(p, N_SELECT, seed=0), repeats=3 if n < POOLS[-1] else 1)
+            once = n == POOLS[-1] or (setting.quick and n > POOLS[0])
+            job = partial(selection, pool, N_SELECT, seed=0)
+            ms = median_ms(job, repeats=1 if once else 3, warm=0 if once else 1)
             details = {"candidates": n, "selected": N_SELECT, "memory_mib": round(peak_memory() - before, 1)}
             found.rows.append(Row(f"select_{method}_{n}", ms, "selection", None, setting.threads, details))
 
@@ -93,7 +96,7 @@ def calibration(setting: Setting, found: Found) -> None:
         method = ConformalCalibration()
         calibrate(uncertainty, CalibrationData.cat(parts), atomic=method, total=method)
 
-    ms = median_ms(job, repeats=3, device=setting.device)
+    ms = median_ms(job, repeats=1 if setting.quick else 3, device=setting.device)
     details = {"structures": len(datamodule.structures), "atoms": len(datamodule.structures[0])}
     found.rows.append(Row(CALIBRATION, ms, "calibration", None, setting.threads, details))
 
@@ -112,5 +115,5 @@ def labels(setting: Setting, found: Found) -> None:
 
 
 def _label(name: str, compute: Callable[[Atoms], Any], atoms: Atoms, repeats: int, found: Found) -> None:
-    ms = median_ms(lambda: compute(atoms), repeats=repeats)
+    ms = median_ms(lambda: compute(atoms), repeats=repeats, warm=min(repeats - 1, 1))
     found.rows.append(Row(name, ms, "label", None, 1, {"atoms": len(atoms)}))

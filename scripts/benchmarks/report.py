@@ -141,6 +141,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
     lines += ["", "| growth of | n from | to | time | memory |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, fit in figures["growth"].items():
         lines.append(f"| `{name}` | {fit['from']} | {fit['to']} | n^{fit['time']} | n^{fit['memory']} |")
+    if figures["skipped"]:
+        lines += ["", "Left out:", "", *(f"- `{name}`: {why}" for name, why in figures["skipped"].items())]
     return "\n".join(lines)
 
 

@@ -69,7 +69,7 @@ def run_group(module: str, setting: Setting) -> Found:
     return found
 
 
-def product_rate(device: str = "cpu", repeats: int = 5) -> float:
+def product_rate(device: str = "cpu", repeats: int = 3) -> float:
     """GFLOP/s of float32 matrix products with the present number of threads."""
     a, b = (torch.randn(PRODUCT, PRODUCT, device=device) for _ in range(2))
     return 2 * PRODUCT**3 / median_ms(lambda: a @ b, repeats=repeats, device=device) * 1e-6

@@ -143,9 +143,9 @@ class StepTimes(Callback):
         self._last = now
 
 
-def molecules(n: int, temperature: float = 600.0) -> list[Atoms]:
-    """Alanine dipeptide with labels of ff19SB."""
-    return sample_ff19sb(n, duration_ps=max(0.05 * n, 1.0), temperature=temperature, seed=0)
+def molecules(n: int) -> list[Atoms]:
+    """Alanine dipeptide at 300 K with labels of ff19SB."""
+    return sample_ff19sb(n, duration_ps=max(0.05 * n, 1.0), temperature=300.0, seed=0)
 
 
 def framework() -> Atoms:

@@ -81,8 +81,11 @@ def batch_step_ms(
         stamps.append(time.perf_counter())
 
     dynamics = subject.dynamics
-    rules = StoppingRules(
-        uncertainty_threshold=None if walk.kind == "plain" else 1e9, max_steps=walk.steps * (walk.repeats + 1)
+    rules = StoppingRules(  # all of them are looked at, none is to be met
+        uncertainty_threshold=None if walk.kind == "plain" else 1e9,
+        max_steps=walk.steps * (walk.repeats + 1),
+        min_distance=0.01,
+        max_temperature_factor=1e3,
     )
     explored = run_walkers(
         state,
