@@ -2,16 +2,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# Modules of tests side by side; tensors as small as theirs gain nothing from threads of their own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test test-fast lint docs
 
 demo: $(INSTALLED)  ## active learning of alanine dipeptide, small
 	$(BIN)/ubmd learn experiment=ala2_demo
 
 test: lint  ## everything: style, types, all tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check

@@ -61,8 +61,8 @@ def test_agrees_with_openmm(references, hot_positions, cmap, record_property):
     expected_energies, expected_forces = energy_and_forces(plain_openmm_system(cmap=cmap), hot_positions)
     energy_error = np.abs(energies - expected_energies).max() / KCAL_PER_MOL
     force_error = np.abs(forces - expected_forces).max() / KCAL_PER_MOL
-    record_property("largest_energy_deviation_kcal_per_mol", energy_error)
-    record_property("largest_force_deviation_kcal_per_mol_ang", force_error)
+    record_property("largest_energy_deviation_kcal_per_mol", float(energy_error))
+    record_property("largest_force_deviation_kcal_per_mol_ang", float(force_error))
     print(f"cmap={cmap}: {energy_error:.2e} kcal/mol, {force_error:.2e} kcal/mol/Å")
     # The rest is the digits of Coulomb's constant.
     assert energy_error < 1e-6

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dask import config
 from wandb.sdk.lib.exit_hooks import ExitHooks
 
 from tests.reference.misbehaving import Bad, three
@@ -69,6 +70,14 @@ def test_in_others(make: Callable[..., LabelExecutor], tmp_path: Path) -> None:
     with make(workers=1, time_limit=100.0, retries=0) as executor:
         for how in ("ragged", "sys_exit", "mutate", "segfault", "os_exit"):
             check(how, LabelStore(tmp_path / f"{how}.db"), executor)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_start_takes_long(tmp_path: Path) -> None:
+    # as on a machine that is busy: Dask alone gives such a worker up, and labels would be waited for without end
+    with config.set({"distributed.deploy.lost-worker-timeout": "1ms"}), Dask(workers=1, retries=0) as executor:
+        check("segfault", LabelStore(tmp_path / "labels.db"), executor)
+    assert config.get("distributed.deploy.lost-worker-timeout") == "15s"
 
 
 @pytest.mark.slow

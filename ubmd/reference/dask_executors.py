@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ GRACE = 5.0
 """Time between the end of a task's programs and that of a worker that does not notice, s."""
 PATIENCE = 10.0
 """Longest wait for a scheduler that should be running, s."""
+SETTINGS = {
+    # tasks are tried again by who submits them, who knows about time limits and broken computations too
+    "distributed.scheduler.allowed-failures": 0,
+    # a worker that died comes back when the machine has time for it: one given up for lost never would
+    "distributed.deploy.lost-worker-timeout": "1000h",
+}
+"""Of a cluster that is started here."""
 
 
 class Dask(LabelExecutor):
@@ -66,6 +74,7 @@ class Dask(LabelExecutor):
         self.this_machine = address is None
         self._cluster: Cluster | None = None
         self._client: Client | None = None
+        self._settings = ExitStack()
 
     @property
     def ahead(self) -> int:
@@ -94,6 +103,7 @@ class Dask(LabelExecutor):
             if part is not None:
                 part.close()
         self._client = self._cluster = None
+        self._settings.close()
 
     def _connect(self) -> Client:
         from dask import config
@@ -108,9 +118,8 @@ class Dask(LabelExecutor):
                     "leave it out for a cluster on this machine"
                 ) from error
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a scheduler in this process tells its every step
-        # Tasks are tried again by who submits them, who knows about time limits and broken computations too.
-        with config.set({"distributed.scheduler.allowed-failures": 0}):
-            self._cluster = self._start()
+        self._settings.enter_context(config.set(SETTINGS))
+        self._cluster = self._start()
         return Client(self._cluster, set_as_default=False)
 
     def _start(self) -> Cluster:
