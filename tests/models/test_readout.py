@@ -9,7 +9,7 @@ from scipy.stats import kstest, norm
 from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
-from ubmd.models.readout import SILU_SCALE, Readout
+from ubmd.models.readout import EARLIER_SILU_SCALE, SILU_SCALE, Readout
 
 
 def random_readout(n_inputs: int, hidden: tuple[int, ...], seed: int = 1) -> Readout:
@@ -25,7 +25,7 @@ def inputs(n: int, width: int) -> torch.Tensor:
 
 
 def silu(z: np.ndarray | float) -> np.ndarray | float:
-    return 1.6765 * z / (1 + np.exp(-z))
+    return SILU_SCALE * z / (1 + np.exp(-z))
 
 
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 4), (5, 4, 3)])
@@ -117,8 +117,42 @@ def test_initial_values_follow_the_seed_alone() -> None:
 
 def test_activation_has_unit_second_moment() -> None:
     moment, _ = quad(lambda z: float(silu(z)) ** 2 * norm.pdf(z), -12, 12)
-    assert SILU_SCALE == 1.6765
-    assert moment == pytest.approx(1.0, abs=1e-4)
+    assert moment == pytest.approx(1.0, abs=1e-12)
+
+
+def test_weights_keep_the_scale_that_they_were_fitted_with() -> None:
+    """A state without one is of an earlier version, whatever the network that takes it was; an ensemble's too."""
+    x = inputs(5, 7)
+    readout = random_readout(7, (6, 4))
+    state = readout.state_dict()
+    del state["_extra_state"]
+    other = random_readout(7, (6, 4), seed=2)
+    other.load_state_dict(state)
+    assert other.silu_scale == EARLIER_SILU_SCALE == 1.6765
+    values = x.numpy()
+    for layer, (weight, bias) in enumerate(zip(readout.weights, readout.biases, strict=True)):
+        values = values if not layer else 1.6765 * values / (1 + np.exp(-values))
+        w = weight.detach().numpy()
+        values = 0.1 * bias.detach().numpy() + values @ w.T / np.sqrt(w.shape[1])
+    x.requires_grad_()
+    for explicit in (False, True):
+        trace = other(x, explicit=explicit)
+        np.testing.assert_allclose(trace.output.detach(), values[:, 0], rtol=1e-12)
+        (slopes,) = torch.autograd.grad(trace.output.sum(), x)
+        torch.testing.assert_close(trace.input_gradients(), slopes)
+    readout.load_state_dict(other.state_dict())
+    assert readout.float().silu_scale == 1.6765
+
+    members = [GMNN(["H"], hidden=(4, 4), seed=seed) for seed in (0, 1)]
+    for member in members:
+        member.readout.silu_scale = 1.6765
+    stack = GMNN.stack(members)
+    representation = torch.randn(2, 3, members[0].contractions.n_features)
+    outputs = [m.readout(x).output for m, x in zip(members, representation, strict=True)]
+    torch.testing.assert_close(stack.readout(representation), torch.stack(outputs))
+    assert stack.state_dict()["readout._extra_state"] == 1.6765
+    with pytest.raises(InputError, match="scale of SiLU"):
+        stack.load_state_dict(stack.state_dict() | {"readout._extra_state": torch.tensor(0.0)})
 
 
 def test_signal_keeps_its_size() -> None:

@@ -512,10 +512,11 @@ def test_what_is_loaded_can_be_used(tmp_path: Path) -> None:
 
 
 def test_files_of_earlier_releases_predict_as_they_did() -> None:
-    """There was no digest, and shifts were float32."""
+    """There was no digest, shifts were float32, and the scale of SiLU was rounded."""
     path = Path(__file__).parents[1] / "data" / "version_1" / "model.ckpt"
     assert "digest" not in torch.load(path, weights_only=True)
     loaded = load_potential(path)
+    assert loaded.model.readout.silu_scale == 1.6765
     water = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     batch = collate([water], loaded.model.cutoff)
     prediction, vectors = Potential(loaded.model)(batch), batch.vectors()

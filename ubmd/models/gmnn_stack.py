@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.models.base import AtomicOutput, EnsembleOutput
-from ubmd.models.readout import BIAS_FACTOR, SILU_SCALE
+from ubmd.models.readout import BIAS_FACTOR, ScaledSiLU
 from ubmd.models.scale_shift import ShiftedModel
 
 __all__ = ["GMNNStack", "StackedReadout"]
 
 
-class StackedReadout(nn.Module):
+class StackedReadout(ScaledSiLU):
     """The readouts of several networks, each parameter stacked along a first axis [n_members, ...].
 
     Args:
@@ -26,6 +26,7 @@ class StackedReadout(nn.Module):
     def __init__(self, members: Sequence[Any]):
         super().__init__()
         readouts = [m.readout for m in members]
+        self.silu_scale = readouts[0].silu_scale
         n_layers = len(readouts[0].weights)
         self.weights = nn.ParameterList(_stack([r.weights[k] for r in readouts]) for k in range(n_layers))
         self.biases = nn.ParameterList(_stack([r.biases[k] for r in readouts]) for k in range(n_layers))
@@ -34,7 +35,7 @@ class StackedReadout(nn.Module):
         """Representations [n_members, n, d_0], a set of atoms for each network, to outputs [n_members, n] (Eq. 9)."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
-                x = SILU_SCALE * nn.functional.silu(x)
+                x = self.silu_scale * nn.functional.silu(x)
             x = torch.baddbmm(BIAS_FACTOR * bias[:, None], x * weight.shape[2] ** -0.5, weight.transpose(1, 2))
         return x.squeeze(-1)
 

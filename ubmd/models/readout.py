@@ -11,17 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Readout", "ReadoutTrace"]
+from ubmd.errors import InputError
 
-SILU_SCALE = 1.6765
+__all__ = ["Readout", "ReadoutTrace", "ScaledSiLU", "with_silu_scale"]
+
+SILU_SCALE = 1.6765324703310907
 """Gives SiLU a unit second moment for a standard normal input."""
+EARLIER_SILU_SCALE = 1.6765
+"""The same, rounded: that of weights which do not say with which they were fitted."""
 BIAS_FACTOR = 0.1
 
 
-def _slope(z: Tensor) -> Tensor:
+def _slope(z: Tensor, scale: float) -> Tensor:
     """Derivative of the scaled SiLU, differentiable as often as one likes."""
     sigmoid = torch.sigmoid(z)
-    return SILU_SCALE * sigmoid * (1 + z * (1 - sigmoid))
+    return scale * sigmoid * (1 + z * (1 - sigmoid))
+
+
+class ScaledSiLU(nn.Module):
+    """A network whose SiLU is multiplied by a number that is kept with its weights.
+
+    Attributes:
+        silu_scale: the number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silu_scale = SILU_SCALE
+
+    def get_extra_state(self) -> Tensor:
+        """``silu_scale``, float64 whatever the precision of the weights is, as part of ``state_dict``."""
+        return torch.tensor(self.silu_scale, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what :meth:`get_extra_state` gave.
+
+        Raises:
+            InputError: for a number that is not positive.
+        """
+        if not float(state) > 0:
+            raise InputError(f"the scale of SiLU is {float(state)}, it must be positive")
+        self.silu_scale = float(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        with_silu_scale(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def with_silu_scale(state: dict[str, Any], prefix: str) -> None:
+    """Adds to the state of a :class:`ScaledSiLU` that an earlier version wrote what it was multiplied by then."""
+    if f"{prefix}weights.0" in state:
+        state.setdefault(f"{prefix}_extra_state", torch.tensor(EARLIER_SILU_SCALE, dtype=torch.float64))
 
 
 class _Activation(torch.autograd.Function):
@@ -59,6 +99,7 @@ class ReadoutTrace:
     """Per layer W, [d_(l+1), d_l]; columns of zeros may follow in the first one."""
     slopes: tuple[Tensor, ...] = ()
     """Per hidden layer dx^(l+1)/dz^(l+1), [n, d_(l+1)], where they are known already."""
+    silu_scale: float = SILU_SCALE
 
     @property
     def output(self) -> Tensor:
@@ -82,14 +123,14 @@ class ReadoutTrace:
     @cached_property
     def _gradients(self) -> list[Tensor]:
         # both features and forces follow from them
-        slopes = self.slopes or [_slope(z) * z.shape[1] ** -0.5 for z in self.preactivations[:-1]]
+        slopes = self.slopes or [_slope(z, self.silu_scale) * z.shape[1] ** -0.5 for z in self.preactivations[:-1]]
         gradients = [torch.ones_like(self.preactivations[-1])]
         for slope, weight in zip(slopes[::-1], self.weights[:0:-1], strict=True):
             gradients.append((gradients[-1] @ weight) * slope)
         return gradients[::-1]
 
 
-class Readout(nn.Module):
+class Readout(ScaledSiLU):
     """Multilayer perceptron in neural-tangent parameterisation with scaled SiLU (Eq. 9).
 
     Layer l computes z = 0.1 b + W x / sqrt(d); W starts standard normal, b zero.
@@ -124,7 +165,7 @@ class Readout(nn.Module):
         inputs, slopes = [x[:, :d_0]], []
         preactivations = [torch.addmm(biases[0], x, weights[0].T, beta=BIAS_FACTOR)]
         for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            factor = SILU_SCALE * weight.shape[1] ** -0.5
+            factor = self.silu_scale * weight.shape[1] ** -0.5
             if explicit:
                 x, slope = _Activation.apply(preactivations[-1], factor)  # pyright: ignore
                 slopes.append(slope)
@@ -132,4 +173,4 @@ class Readout(nn.Module):
                 x = factor * nn.functional.silu(preactivations[-1])
             inputs.append(x)
             preactivations.append(torch.addmm(bias, x, weight.T, beta=BIAS_FACTOR))
-        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(weights), tuple(slopes))
+        return ReadoutTrace(tuple(inputs), tuple(preactivations), tuple(weights), tuple(slopes), self.silu_scale)

@@ -18,6 +18,7 @@ from ubmd.errors import InputError
 from ubmd.files import save_tensors
 from ubmd.imports import options_of
 from ubmd.models.potential import Potential
+from ubmd.models.readout import with_silu_scale
 from ubmd.models.scale_shift import make_model
 from ubmd.schema import hints_of, mismatch, shown
 from ubmd.secrecy import hidden
@@ -122,9 +123,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_earlier_versions(model: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by their present names: those of an ensemble were once not in a stack."""
-    if model["_target_"].endswith(".Ensemble") and "beta" in state:
-        return {f"stack.{name}": value for name, value in state.items()}
+    """The weights by their present names: those of an ensemble were once not in a stack, and SiLU had one scale."""
+    kind = model["_target_"].rpartition(".")[2]
+    if kind == "Ensemble" and "beta" in state:
+        state = {f"stack.{name}": value for name, value in state.items()}
+    state = dict(state)
+    for place in {"GMNN": ["readout."], "Ensemble": ["stack.readout."]}.get(kind, []):
+        with_silu_scale(state, place)
     return state
 
 
@@ -213,9 +218,9 @@ def _plain_state(state: Any) -> dict[str, Tensor]:
 
 
 def _precisions(states: tuple[dict[str, Tensor], ...]) -> set[torch.dtype]:
-    """Types of all numbers but the shifts."""
-    shifts = {f"{place}shift" for place in _STACKS}
-    return {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k not in shifts}
+    """Types of all numbers but the shifts and the scale of SiLU, which are float64 beside weights of any precision."""
+    wide = {f"{place}{name}" for place in _STACKS for name in ("shift", "readout._extra_state")}
+    return {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k not in wide}
 
 
 def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
