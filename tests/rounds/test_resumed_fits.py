@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -237,3 +238,23 @@ def test_signal(tmp_path: Path, grace: float, monkeypatch: pytest.MonkeyPatch) -
     assert second.events == expected
     assert all(torch.equal(weights[k], found[k]) for k in weights)
     assert again.values == log.values
+
+
+def test_fit_of_an_earlier_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It chose by another score, which compares with no loss, and its weights do not name the scale of SiLU."""
+    with pytest.raises(Bomb):
+        one_fit(tmp_path, "plain", Trace(50), Log(), 2)
+    file = tmp_path / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    kept = content["callbacks"]["FitCheckpoint"]
+    kept["score"] = kept.pop("loss") * 1e-9
+    for state in (content["state_dict"], kept["weights"]):
+        del state["potential.model.readout._extra_state"]
+    torch.save(content, file)
+    assert is_resumable(file)
+    _, found = one_fit(tmp_path, "plain", Trace(), Log(), 2)
+    assert caplog.text.count("chose the best weights by another score") == 1
+    last = torch.load(file, weights_only=True)["callbacks"]["FitCheckpoint"]
+    assert kept["score"] < last["loss"] < math.inf
+    assert not torch.equal(found["potential.model.beta"], kept["weights"]["potential.model.beta"])
+    assert found["potential.model.readout._extra_state"] == 1.6765

@@ -10,11 +10,11 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ubmd.data.batch import AtomicBatch
+from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.errors import InputError
 from ubmd.models.gmnn import GMNN
-from ubmd.training.loss import SquaredLoss
+from ubmd.training.loss import HuberLoss, Loss, SquaredLoss
 from ubmd.training.module import LearningRates, PotentialModule
 
 GPA = 1 / 160.21766208
@@ -233,20 +233,38 @@ def test_metrics_of_the_test_set(stress: float) -> None:
     assert again != pytest.approx(found, rel=0.01)
 
 
-def test_score_of_the_validation_set() -> None:
-    """The sum of the MAEs of energy, forces and virial, by which the best checkpoint is chosen."""
+@pytest.mark.parametrize("loss", [SquaredLoss(stress=0.01), HuberLoss(stress=0.5, energy_delta=1e-4)])
+def test_score_of_the_validation_set(loss: Loss) -> None:
+    """The loss per structure, by which the best checkpoint is chosen, whatever the batches."""
+    scores = []
+    for size in (1, 5):
+        data = datamodule(dtype=torch.float64, evaluation_batch_size=size, validation_fraction=0.35)
+        fitted = module(loss=loss, dtype=torch.float64)
+        initialise(fitted, data)
+        (found,) = trainer().validate(fitted, data, verbose=False)
+        scores.append(found["valid/score"])
+    structures = [data.structures[i] for i in data.valid_indices]
+    assert len(structures) == 7
+    expected = []
+    for atoms in structures:
+        batch = collate([atoms], CUTOFF, dtype=torch.float64)
+        expected.append(loss(fitted(batch), batch).item())
+    assert scores == [pytest.approx(np.mean(expected), rel=1e-6)] * 2
+
+
+def test_score_is_that_of_eq_14() -> None:
+    """Squared errors of energy, force components and the upper triangle of the virial, weighted, by hand."""
     data = datamodule(dtype=torch.float64)
-    fitted = module(loss=SquaredLoss(stress=0.01), dtype=torch.float64)
+    fitted = module(loss=SquaredLoss(2.0, 3.0, 0.01), dtype=torch.float64)
     initialise(fitted, data)
     (found,) = trainer().validate(fitted, data, verbose=False)
     batch = data.split("valid")
     prediction = fitted(batch)
-    volume = batch.volume[:, None, None]
-    triangle = torch.triu_indices(3, 3)
-    virial = ((prediction.stress - batch.stress) * volume)[:, triangle[0], triangle[1]]
-    parts = [prediction.energy - batch.energy, prediction.forces - batch.forces, virial]
-    expected = sum(part.abs().mean().item() for part in parts)
-    assert found["valid/score"] == pytest.approx(expected, rel=1e-5)
+    virial = (prediction.stress - batch.stress) * batch.volume[:, None, None]
+    upper = [virial[:, a, b] for a in range(3) for b in range(a, 3)]
+    parts = ((2.0, [prediction.energy - batch.energy]), (3.0, [prediction.forces - batch.forces]), (0.01, upper))
+    expected = sum(weight * error.square().sum().item() for weight, errors in parts for error in errors)
+    assert found["valid/score"] == pytest.approx(expected / batch.n_systems, rel=1e-6)
 
 
 def test_training_loss_is_logged_per_structure() -> None:

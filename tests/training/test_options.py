@@ -317,7 +317,7 @@ def test_tests_and_predicts_with_the_best_weights(tmp_path: Path, callbacks: dic
     assert equal(weights, best)
     assert equal(state(fitted), best)
     (validated,) = trainer().validate(fitted, datamodule(dtype=torch.float64), verbose=False)
-    assert validated["valid/score"] == pytest.approx(kept["score"], rel=1e-6)
+    assert validated["valid/score"] == pytest.approx(kept["loss"], rel=1e-6)
     if callbacks:
         raw = content["current_model_state"]
         assert not torch.equal(raw["potential.model.beta"], best["beta"])

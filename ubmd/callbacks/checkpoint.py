@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import time
@@ -18,6 +19,8 @@ from ubmd import interruption
 from ubmd.files import save_tensors
 
 __all__ = ["FitCheckpoint", "WholeFiles", "is_resumable"]
+
+log = logging.getLogger(__name__)
 
 GRACE = 10.0
 """How long a signal may wait for the end of an epoch, s; schedulers allow 30 s before they kill."""
@@ -105,12 +108,18 @@ class FitCheckpoint(Callback):
         self._saved_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {"score": self.score, "weights": self.weights, "seconds": self.seconds}
+        kept = {"loss": self.score, "weights": self.weights, "seconds": self.seconds}
         return kept | {"metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.weights, self.seconds = (state_dict[k] for k in ("score", "weights", "seconds"))
-        self._metrics = state_dict["metrics"]
+        if "loss" not in state_dict:  # the sum of mean errors, by which earlier versions chose, compares with no loss
+            log.warning(
+                "%s: the fit was begun by an earlier version, which chose the best weights by another score; from here "
+                "on they are chosen by the loss of the validation structures, among those of now",
+                self.file,
+            )
+        self.score = state_dict.get("loss", math.inf)
+        self.weights, self.seconds, self._metrics = (state_dict[k] for k in ("weights", "seconds", "metrics"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         _end_epoch(checkpoint["loops"]["fit_loop"])

@@ -74,8 +74,10 @@ class PotentialModule(LightningModule):
 
     Logs per epoch ``train/loss``; for validation and test, ``<stage>/energy_mae`` (eV),
     ``<stage>/force_mae`` (eV/Å), ``<stage>/energy_rmse_mev_per_atom``, ``<stage>/force_rmse_ev_per_ang``,
-    with stress ``<stage>/virial_mae`` (eV) and ``<stage>/stress_rmse_mpa``; and ``valid/score``, the sum of
-    the MAEs that the best checkpoint is chosen by.
+    with stress ``<stage>/virial_mae`` (eV) and ``<stage>/stress_rmse_mpa``; and ``valid/score``, by which the best
+    weights are chosen: the loss per structure, like ``train/loss``. So what is kept is what the fit strives for, and
+    the virial weighs as little as in the loss; a sum of the mean errors of energy, forces and virial, in eV, would
+    leave the choice to the virial of large crystals alone.
 
     Args:
         model: the model of atomic energies, as :func:`~ubmd.models.scale_shift.make_model` makes it.
@@ -121,7 +123,7 @@ class PotentialModule(LightningModule):
         self._silent = False
         if start is not None:
             self.start_from(start)
-        self.mean_loss = MeanLoss()
+        self.mean_loss, self.score = MeanLoss(), MeanLoss()
         self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics() for stage in ("valid", "test")})
 
     def _metrics(self) -> nn.ModuleDict:
@@ -245,6 +247,8 @@ class PotentialModule(LightningModule):
         prediction = self(batch)
         assert batch.energy is not None
         assert batch.forces is not None
+        if stage == "valid":
+            self.score.update(self.loss(prediction, batch), batch.n_systems)
         pairs = {
             "energy_mae": (prediction.energy, batch.energy.double()),
             "force_mae": (prediction.forces, batch.forces),
@@ -274,7 +278,7 @@ class PotentialModule(LightningModule):
             metric.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         if stage == "valid":
-            self.log("valid/score", sum(values[k] for k in values if k.endswith("_mae")))
+            self.log("valid/score", self.score)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("valid")
