@@ -19,6 +19,7 @@ from ase.constraints import FixAtoms
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled
 from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.interfaces.ase import UBMDCalculator
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, ReferenceError
 from ubmd.reference.ff19sb import FF19SB
@@ -143,6 +144,24 @@ def test_labels_of_the_data_set_are_the_references(uninterrupted: Path) -> None:
     label = FF19SB().compute(atoms)
     np.testing.assert_allclose(atoms.arrays["REF_forces"], label.forces, atol=1e-7)
     assert atoms.info["REF_energy"] == pytest.approx(label.energy, abs=1e-9)
+
+
+def test_coverage_of_what_was_acquired(uninterrupted: Path) -> None:
+    """With what the round's potential says about the labelled structures one by one."""
+    rows = read_metrics(uninterrupted / "metrics.csv")
+    assert rows[2]["acquired_coverage_atom"] is rows[2]["acquired_coverage_total"] is None
+    for row in rows[:2]:
+        folder = uninterrupted / "rounds" / f"{row['round']:03d}"
+        calculator = UBMDCalculator(folder / "model.ckpt")
+        atoms_covered, structures_covered = [], []
+        for atoms in read_labelled(folder / "labelled.extxyz"):
+            atoms.calc = calculator
+            error = np.sqrt(np.mean((atoms.get_forces() - atoms.arrays["REF_forces"]) ** 2, axis=1))
+            atoms_covered += list(error <= calculator.get_property("atomic_uncertainty", atoms))
+            error = abs(atoms.get_potential_energy() - atoms.info["REF_energy"]) / len(atoms)
+            structures_covered.append(error <= calculator.get_property("uncertainty", atoms))
+        assert row["acquired_coverage_atom"] == pytest.approx(np.mean(atoms_covered), abs=1.5 / len(atoms_covered))
+        assert row["acquired_coverage_total"] == np.mean(structures_covered)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ubmd.dynamics.processes import PotentialFile
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
+from ubmd.rounds.acquired import acquired_coverage
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_variable_errors
@@ -152,7 +153,7 @@ def _acquire(
         run.progress,
     )
     predict(run.fitting, module, run.datamodule, [explore, acquire])
-    return _acquisition_metrics(explore, acquire)
+    return _acquisition_metrics(explore, acquire) | acquired_coverage(run, index, module.device)
 
 
 def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
