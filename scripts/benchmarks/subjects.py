@@ -88,7 +88,7 @@ def configuration(*words: str) -> DictConfig:
     return compose("learn", [*BASE, *words])
 
 
-def fitted(
+def trained(
     cfg: DictConfig,
     structures: Sequence[Atoms],
     steps: int,
@@ -96,15 +96,16 @@ def fitted(
     batch_size: int = 32,
     device: str = "cpu",
     threads: int = 1,
-) -> Subject:
-    """A potential after some steps of training on labelled structures, as ``ubmd learn`` trains it."""
+    seed: int = 0,
+) -> tuple[PotentialModule, GrowingDataModule, list[float]]:
+    """A potential after some steps of training as ``ubmd learn`` trains it, its data, and the times of steps in ms."""
     set_up_lightning()
     torch.set_num_threads(threads)
     species = sorted({symbol for atoms in structures for symbol in atoms.symbols})
     made = potentials(cfg, species)
-    model: nn.Module = made.model(species=species, seed=0)
+    model: nn.Module = made.model(species=species, seed=seed)
     module = made.training(model=model)
-    data = build(cfg, "data")(cutoff=model.cutoff, species=species, seed=0, members=n_members(model))
+    data = build(cfg, "data")(cutoff=model.cutoff, species=species, seed=seed, members=n_members(model))
     data.batch_size = batch_size
     data.set_round(0, structures)
     times = StepTimes(batch_size, device)
@@ -121,10 +122,25 @@ def fitted(
         )
         trainer.fit(module, data)
     module.to(device)
-    uncertainty: Any = made.uncertainty(model=model, seed=0)
+    return module, data, times.ms
+
+
+def fitted(
+    cfg: DictConfig,
+    structures: Sequence[Atoms],
+    steps: int,
+    *,
+    batch_size: int = 32,
+    device: str = "cpu",
+    threads: int = 1,
+) -> Subject:
+    """A potential as :func:`trained` makes it, with its uncertainty."""
+    module, data, times = trained(cfg, structures, steps, batch_size=batch_size, device=device, threads=threads)
+    species = sorted({symbol for atoms in structures for symbol in atoms.symbols})
+    uncertainty: Any = potentials(cfg, species).uncertainty(model=module.model, seed=0)
     uncertainty.to(device)
-    uncertainty.fit(model, data.chunks("train", device))
-    return Subject(cfg, module, uncertainty, data, times.ms)
+    uncertainty.fit(module.model, data.chunks("train", device))
+    return Subject(cfg, module, uncertainty, data, times)
 
 
 class StepTimes(Callback):
