@@ -2,7 +2,7 @@
 
     python scripts/time_to_accuracy.py training=default training=fast --seeds 3 --json build/accuracy.json
 
-250 labelled structures of alanine dipeptide from 1200 K dynamics of ff19SB, made once with a recorded seed, and 500 more
+250 labelled structures of alanine dipeptide from 1200 K dynamics of ff19SB, made once with a known seed, and 500 more
 to test on. Learning rates decay to zero at the end of a fit, so that none can be stopped where it is good: for each
 way and seed, fits of growing length are made until one is good enough. Its time is that of the processor, of one
 thread, without validation. Each fit is recorded as it ends, and the same command goes on behind the last one.
