@@ -166,8 +166,13 @@ def test_saved_figures_are_whole_png_files_of_150_dpi(tmp_path: Path):
         assert image.format == "PNG"
         assert image.size == tuple(round(150 * inches) for inches in fig.get_size_inches())
     assert os.listdir(path.parent) == ["plane.png"]
-    with pytest.raises(InputError, match=r"ends in \.png"):
-        save_figure(fig, tmp_path / "plane.pdf")
+    save_figure(fig, path.with_suffix(".pdf"))
+    first = path.with_suffix(".pdf").read_bytes()
+    save_figure(fig, path.with_suffix(".pdf"))
+    assert first.startswith(b"%PDF")
+    assert path.with_suffix(".pdf").read_bytes() == first
+    with pytest.raises(InputError, match=r"ends in \.png or \.pdf"):
+        save_figure(fig, tmp_path / "plane.svg")
 
 
 def test_global_state_of_matplotlib_is_left_alone():

@@ -15,7 +15,7 @@ from ubmd.analysis.comparison import RunResult, compare_runs, final_metrics, is_
 from ubmd.analysis.comparison_tables import as_csv, as_latex
 from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.cli import main as cli
-from ubmd.commands import compare
+from ubmd.commands import compare, folders
 from ubmd.errors import InputError
 from ubmd.runs.metrics import COLUMNS, write_metrics
 
@@ -192,7 +192,7 @@ def test_bad_input_is_one_sentence(
 def test_metrics_that_cannot_be_read(tau_runs: Path) -> None:
     (tau_runs / "twice" / "metrics.csv").write_text("round\n0\n")
     (tau_runs / "tau-0.1+seed-0" / "config.yaml").write_text("a: [1\n")
-    found = compare.read_folders([tau_runs])
+    found = folders.read_folders([tau_runs])
     reasons = dict(found.skipped)
     assert "lacks the column" in reasons["twice"]
     assert reasons["tau-0.1+seed-0"].startswith("cannot be read: ")
@@ -367,7 +367,7 @@ def test_coverages_compare_at_the_steps_that_all_runs_have_made(tmp_path: Path) 
     write_run(tmp_path / "a", configuration(0, 0.1), explored([100, 300], [0.2, 0.6]))
     write_run(tmp_path / "b", configuration(1, 0.1), explored([100, 100], [0.3, 0.5]))
     write_run(tmp_path / "c", configuration(0, 0.5), explored([200, 200], [0.1, 0.9]))
-    comparison = compare_runs(compare.read_folders([tmp_path]).runs)
+    comparison = compare_runs(folders.read_folders([tmp_path]).runs)
     # b has made the fewest steps, 200; a had 0.2 after 100 and 0.6 after 400, hence 1/3 after 200
     assert comparison.steps == 200
     values = [final_metrics(run.rounds, 200)["coverage_at_equal_steps"] for run in comparison.settings[0].runs]

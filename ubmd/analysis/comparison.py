@@ -46,6 +46,8 @@ class RunResult:
     """Its resolved configuration."""
     rounds: Sequence[Row]
     """Rows of ``metrics.csv``, at least one."""
+    folder: Path | None = None
+    """Its folder; None if it comes from elsewhere."""
 
     @property
     def seed(self) -> Any:

@@ -18,13 +18,15 @@ from ubmd.analysis.comparison import (
     mean_and_deviation,
 )
 
-__all__ = ["as_csv", "as_latex", "as_markdown", "terminal_tables"]
+__all__ = ["Cell", "as_csv", "as_latex", "as_markdown", "cell_text", "latex_line", "terminal_tables"]
 
 Cell = tuple[float, float | None]
+"""Mean and sample standard deviation; the latter is None for a single run."""
 
 _CALIBRATION, _VALIDATION = "test_coverage_", "valid_"
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"} | {
     "^": r"\textasciicircum{}", "Å": r"\AA{}", "α": r"$\alpha$", "–": "--", "±": r"$\pm$",
+    "τ": r"$\tau$", "×": r"$\times$", "\N{MINUS SIGN}": "$-$",
 }  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         for metric in part:
             table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
         for setting in comparison.settings:
-            cells = [_text(metric, _cell(setting, metric, comparison.steps)) for metric in part]
+            cells = [cell_text(metric, _cell(setting, metric, comparison.steps)) for metric in part]
             table.add_row(*(setting.values or (setting.label,)), str(len(setting.runs)), *cells)
         tables.append(table)
     return tables
@@ -89,9 +91,9 @@ def as_latex(comparison: Comparison) -> str:
     lines = [
         f"\\begin{{tabular}}{{{'l' * len(comparison.columns)}{'r' * (1 + len(metrics))}}}",
         r"\toprule",
-        _latex_line(_headings(comparison, metrics)),
+        latex_line(_headings(comparison, metrics)),
         r"\midrule",
-        *(_latex_line(_row(comparison, setting, metrics)) for setting in comparison.settings),
+        *(latex_line(_row(comparison, setting, metrics)) for setting in comparison.settings),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -113,7 +115,8 @@ def _cell(setting: Setting, metric: Metric, steps: int | None) -> Cell | None:
     return mean_and_deviation(values) if values else None
 
 
-def _text(metric: Metric, cell: Cell | None) -> str:
+def cell_text(metric: Metric, cell: Cell | None) -> str:
+    """``0.70 ± 0.14``; a dash for nothing, and no deviation where there is a single run."""
     if cell is None:
         return "–"
     mean, deviation = cell
@@ -127,9 +130,10 @@ def _headings(comparison: Comparison, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _row(comparison: Comparison, setting: Setting, metrics: Sequence[Metric]) -> list[str]:
-    cells = [_text(metric, _cell(setting, metric, comparison.steps)) for metric in metrics]
+    cells = [cell_text(metric, _cell(setting, metric, comparison.steps)) for metric in metrics]
     return [*setting.values, str(len(setting.runs)), *cells]
 
 
-def _latex_line(cells: Sequence[str]) -> str:
+def latex_line(cells: Sequence[str]) -> str:
+    """A row of a ``tabular``, with what LaTeX would misread escaped."""
     return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"

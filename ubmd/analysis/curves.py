@@ -7,17 +7,30 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ubmd.analysis import style
 from ubmd.analysis.comparison import explored_against_steps, is_tested
 from ubmd.analysis.figures import log_ticks
+from ubmd.analysis.looks import Look, plain_looks
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
 
-__all__ = ["compared_curves", "exploration_curves", "learning_curves"]
+__all__ = [
+    "Looks",
+    "compared_curves",
+    "draw_means",
+    "exploration_curves",
+    "learning_curves",
+    "learning_panel",
+    "legend_of_settings",
+    "mean_curve",
+]
+
+Looks = Mapping[str, Look]
+"""Of settings, by name."""
 
 Rounds = Sequence[Mapping[str, float | int | None]]
 """Rows of a ``metrics.csv``, see :mod:`ubmd.runs.metrics`."""
@@ -63,34 +76,51 @@ def learning_curves(rounds: Rounds) -> Figure:
     return fig
 
 
-def compared_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
+def compared_curves(settings: Mapping[str, Sequence[Rounds]], looks: Looks | None = None) -> Figure | None:
     """Learning curves of several settings, each the mean over its runs with the standard deviation as shade.
 
     Runs whose data sets grew to different sizes are interpolated linearly, within the range that all of them have.
 
     Args:
         settings: for each label the runs, each as rows of its ``metrics.csv``.
+        looks: of each label; None takes the palette in order.
 
     Returns:
         the figure, with panels of validation errors if a run has no test set; None if no run has the sizes of its data
         and an error or a coverage.
     """
-    shown = []
-    for name, label, log in _panels([rounds for runs in settings.values() for rounds in runs]):
-        found = {k: _mean_curve([_against_size(r, name, positive=log) for r in v]) for k, v in settings.items()}
-        if any(len(curve) for curve in found.values()):
-            shown.append((label, log, found))
-    if not shown:
+    runs = [rounds for runs in settings.values() for rounds in runs]
+    names = [name for name, _, log in _panels(runs) if any(len(_against_size(r, name, positive=log)) for r in runs)]
+    if not names:
         return None
-    fig, axes = _figure_with_legend(len(shown), len(settings))
-    for ax, (label, log, found) in zip(axes, shown, strict=True):
-        heights = _draw_means(ax, found, log=log)
-        _curve_axes(ax, label, log, heights)
-    _legend(fig, axes[0])
+    fig, axes = _figure_with_legend(len(names), len(settings))
+    for ax, name in zip(axes, names, strict=True):
+        learning_panel(ax, name, settings, looks or plain_looks(list(settings)))
+    legend_of_settings(fig, axes[0])
     return fig
 
 
-def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | None:
+def learning_panel(ax: Axes, name: str, settings: Mapping[str, Sequence[Rounds]], looks: Looks) -> bool:
+    """Draws a column of ``metrics.csv`` against labelled structures (Figs. 3 a-c, 5 a-c): mean and deviation over runs.
+
+    Args:
+        ax: an empty panel.
+        name: an error or ``coverage``.
+        settings: for each label the runs, each as rows of its ``metrics.csv``.
+        looks: of each label.
+
+    Returns:
+        whether any run has such values; the panel is left empty otherwise.
+    """
+    label, log = next((label, log) for n, label, log in (*_PANELS, *_VALIDATION_PANELS) if n == name)
+    found = {k: mean_curve([_against_size(r, name, positive=log) for r in v]) for k, v in settings.items()}
+    if not any(len(curve) for curve in found.values()):
+        return False
+    _curve_axes(ax, label, log, draw_means(ax, found, looks, log=log))
+    return True
+
+
+def exploration_curves(settings: Mapping[str, Sequence[Rounds]], looks: Looks | None = None) -> Figure | None:
     """What was explored against the steps of all walkers together (Fig. 4 a).
 
     That is the coverage of the space of collective variables, and the lowest and the highest value of those that have
@@ -99,13 +129,14 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
 
     Args:
         settings: for each label the runs, each as rows of its ``metrics.csv``.
+        looks: of each label; None takes the palette in order.
 
     Returns:
         the figure; None if no run knows what it explored.
     """
 
     def curves(name: str) -> dict[str, NDArray[np.float64]]:
-        return {k: _mean_curve([explored_against_steps(rounds, name) for rounds in v]) for k, v in settings.items()}
+        return {k: mean_curve([explored_against_steps(rounds, name) for rounds in v]) for k, v in settings.items()}
 
     ranges = range_columns(row for runs in settings.values() for rounds in runs for row in rounds)
     panels = {"Coverage of CV space": [curves("coverage")]}
@@ -118,7 +149,7 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
     fig, axes = _figure_with_legend(len(drawn), len(settings), width=4.4)
     for ax, (label, found) in zip(axes, drawn.items(), strict=True):
         for each in found:
-            _draw_means(ax, each, log=False)
+            draw_means(ax, each, looks or plain_looks(list(settings)), log=False)
         ax.set_xlabel("Steps of all walkers")
         ax.set_xlim(0, None)
         ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -126,7 +157,7 @@ def exploration_curves(settings: Mapping[str, Sequence[Rounds]]) -> Figure | Non
         ax.set_ylabel(label)
         if label == "Coverage of CV space":
             ax.set_ylim(0, 1)
-    _legend(fig, axes[0])
+    legend_of_settings(fig, axes[0])
     return fig
 
 
@@ -141,30 +172,33 @@ def _figure_with_legend(panels: int, n_settings: int, width: float = 2.55) -> tu
     return style.new_figure(width * panels + 0.2, 2.45 + 0.2 * rows, panels)
 
 
-def _legend(fig: Figure, ax: Axes) -> None:
+def legend_of_settings(fig: Figure | SubFigure, ax: Axes, columns: int = _LEGEND_COLUMNS) -> None:
+    """Legend of all settings that a panel shows, above the panels of a figure or of a part of one."""
     lines, labels = ax.get_legend_handles_labels()
     handles = dict(zip(labels, lines, strict=True))  # a setting may have several lines
     fig.legend(
         list(handles.values()),
         list(handles),
         loc="outside upper left",
-        ncols=_LEGEND_COLUMNS,
+        ncols=columns,
         fontsize=8,
         labelcolor=style.INK,
         frameon=False,
     )
 
 
-def _draw_means(ax: Axes, curves: Mapping[str, NDArray[np.float64]], *, log: bool) -> NDArray[np.float64]:
+def draw_means(
+    ax: Axes, curves: Mapping[str, NDArray[np.float64]], looks: Looks, *, log: bool, marked: bool = True
+) -> NDArray[np.float64]:
     """Draws curves [n, 3] of abscissa, mean and deviation; returns the heights that must be in view."""
     heights = []
-    for number, (setting, curve) in enumerate(curves.items()):
+    for setting, curve in curves.items():
         x, mean, deviation = curve.T
-        colour = style.PALETTE[number % len(style.PALETTE)]
-        line = ("-", "--", ":", "-.")[number // len(style.PALETTE) % 4]
-        ax.plot(x, mean, line, color=colour, lw=1.4, marker="o", ms=2.5, label=setting, zorder=3)
+        look = looks[setting]
+        marks = {"marker": "o", "ms": 2.5} if marked else {}
+        ax.plot(x, mean, look.line, color=look.colour, lw=1.4, label=setting, zorder=3, **marks)
         low = np.maximum(mean - deviation, 0.3 * mean) if log else mean - deviation  # zero is at infinity
-        ax.fill_between(x, low, mean + deviation, color=colour, alpha=0.2, lw=0, zorder=2)
+        ax.fill_between(x, low, mean + deviation, color=look.colour, alpha=0.2, lw=0, zorder=2)
         heights += [low, mean + deviation]
     return np.concatenate(heights)
 
@@ -181,8 +215,11 @@ def _against_size(rounds: Rounds, name: str, *, positive: bool) -> NDArray[np.fl
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def _mean_curve(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Rows (abscissa, mean, standard deviation), [n, 3], of curves [n_i, 2]; one curve alone deviates by 0."""
+def mean_curve(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Rows (abscissa, mean, standard deviation), [n, 3], of curves [n_i, 2]; one curve alone deviates by 0.
+
+    Where the abscissae differ, curves are interpolated linearly, within the range that all of them have.
+    """
     curves = [curve[np.argsort(curve[:, 0], kind="stable")] for curve in runs if len(curve)]
     if not curves:
         return np.empty((0, 3))

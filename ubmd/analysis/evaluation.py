@@ -31,6 +31,7 @@ __all__ = [
     "half_confidence",
     "predicted_structures",
     "scatter_of_worst_atoms",
+    "worst_atoms",
 ]
 
 Array = NDArray[np.float64]
@@ -222,19 +223,22 @@ def scatter_of_worst_atoms(found: Evaluation, alpha: float, half: Evaluation | N
     Returns:
         None if no structure has an error and an uncertainty above zero, such as isolated atoms.
     """
-    if not any(
-        error > 0 and 0 < uncertainty < np.inf
-        for error, uncertainty in zip(
-            found.largest(found.atomic_error), found.largest(found.atomic_uncertainty), strict=True
-        )
-    ):
+    error, uncertainty = found.largest(found.atomic_error), found.largest(found.atomic_uncertainty)
+    if not ((error > 0) & (uncertainty > 0) & (uncertainty < np.inf)).any():
         return None
-    return calibration_scatter(
-        found.largest(found.atomic_error),
-        found.largest(found.atomic_uncertainty),
-        alpha=alpha,
-        half=None if half is None else half.largest(half.atomic_uncertainty),
-    )
+    pale = None if half is None else half.largest(half.atomic_uncertainty)
+    return calibration_scatter(error, uncertainty, alpha=alpha, half=pale)
+
+
+def worst_atoms(found: Evaluation, half: Evaluation | None = None) -> dict[str, Array]:
+    """The numbers of :func:`scatter_of_worst_atoms`, [n] each, eV/Å, by the column of ``calibration.csv``."""
+    out = {
+        "error_ev_per_ang": found.largest(found.atomic_error),
+        "uncertainty_ev_per_ang": found.largest(found.atomic_uncertainty),
+    }
+    if half is not None:
+        out["uncertainty_50_ev_per_ang"] = half.largest(half.atomic_uncertainty)
+    return out
 
 
 def predicted_structures(structures: Sequence[Atoms], found: Evaluation) -> list[Atoms]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -18,9 +21,12 @@ from ubmd.files import replaced
 
 __all__ = [
     "calibration_scatter",
+    "draw_hexbins",
+    "draw_plane",
     "explored_plane",
     "log_ticks",
     "save_figure",
+    "span_of",
 ]
 
 _CELLS = 360
@@ -49,30 +55,61 @@ def explored_plane(
     Raises:
         InputError: arrays of different lengths.
     """
+    fig, (ax,) = style.new_figure(3.9 if rounds is not None else 3.3, 3.4)
+    last = draw_plane(ax, axes, points, rounds=rounds)
+    if last is not None:
+        style.round_bar(fig, ax, *style.round_colours(last), last)
+    if labelled is not None:
+        chosen = _shown(axes, np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
+        ax.scatter(*chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled")
+        style.legend_above(ax)
+    return fig
+
+
+def draw_plane(
+    ax: Axes,
+    axes: tuple[VariableAxis, VariableAxis],
+    points: ArrayLike,
+    *,
+    rounds: ArrayLike | None = None,
+    colour: str = style.BLUE,
+    size: float = 5.0,
+) -> int | None:
+    """What was explored of two variables on a panel, see :func:`explored_plane`.
+
+    Args:
+        ax: the panel; what is on it stays.
+        axes: of the two variables, which have a range.
+        points: [n, 2] their values.
+        rounds: [n] round of each point, which then has its colour.
+        colour: of all points without ``rounds``.
+        size: of a point's square, points².
+
+    Returns:
+        the last round; None without ``rounds``.
+
+    Raises:
+        InputError: arrays of different lengths.
+    """
     xy = np.asarray(points, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise InputError(f"points has shape {xy.shape}; give [n, 2]")
     when = np.zeros(len(xy)) if rounds is None else _vector("rounds", rounds, len(xy))
     xy, when = _first_in_cell(axes, xy, when)
-    fig, (ax,) = style.new_figure(3.9 if rounds is not None else 3.3, 3.4)
     style.style_axes(ax, boxed=True)
-    marks = {"s": 5.0, "lw": 0, "rasterized": True, "zorder": 2}
+    marks = {"marker": "s", "s": size, "lw": 0, "rasterized": True, "zorder": 2}
+    last = None
     if rounds is None:
-        ax.scatter(*xy.T, color=style.BLUE, **marks)
+        ax.scatter(*xy.T, color=colour, **marks)
     else:
         last = int(when.max()) if len(when) else 0
         colours, norm = style.round_colours(last)
         ax.scatter(*xy.T, c=when, cmap=colours, norm=norm, **marks)
-        style.round_bar(fig, ax, colours, norm, last)
-    if labelled is not None:
-        chosen = _shown(axes, np.asarray(labelled, dtype=np.float64).reshape(-1, 2))
-        ax.scatter(*chosen.T, s=11, facecolor="white", edgecolor=style.INK, lw=0.7, zorder=4, label="labelled")
-        style.legend_above(ax)
     for axis, drawn, set_limits in zip(axes, (ax.xaxis, ax.yaxis), (ax.set_xlim, ax.set_ylim), strict=True):
         axis.tick(drawn)
         set_limits(*_limits(axis))
     ax.set_box_aspect(1)
-    return fig
+    return last
 
 
 def calibration_scatter(
@@ -102,6 +139,41 @@ def calibration_scatter(
     Raises:
         InputError: arrays of different lengths, no pair of positive numbers, or α outside (0, 1).
     """
+    fig, (ax,) = style.new_figure(3.8, 3.3)
+    bins = draw_hexbins(ax, error, uncertainty, alpha=alpha, half=half)
+    ax.set_xlabel(f"{uncertainty_label} ({unit})")
+    ax.set_ylabel(f"{error_label} ({unit})")
+    bar = fig.colorbar(bins, ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Structures")
+    style.style_axes(bar.ax, boxed=True)
+    log_ticks(bar.ax.yaxis, float(bins.get_array().max()))  # pyright: ignore[reportOptionalMemberAccess]
+    return fig
+
+
+def draw_hexbins(
+    ax: Axes,
+    error: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    alpha: float,
+    half: ArrayLike | None = None,
+    span: tuple[float, float] | None = None,
+) -> PolyCollection:
+    """Errors against calibrated uncertainties on a panel, see :func:`calibration_scatter`.
+
+    Args:
+        ax: an empty panel.
+        error: [n] one for each structure.
+        uncertainty: [n], in the same unit.
+        alpha: the α of the conformal calibration, in (0, 1).
+        half: [n] uncertainties calibrated with α = 0.5 instead.
+        span: ends of both axes, for panels that share them; None takes those of the data.
+
+    Returns:
+        the hexagons, whose colours are logarithms of counts.
+
+    Raises:
+        InputError: arrays of different lengths, no pair of positive numbers, or α outside (0, 1).
+    """
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}; give a number between 0 and 1")
     y = _vector("error", error)
@@ -111,45 +183,54 @@ def calibration_scatter(
         raise InputError("uncertainty and error hold no pair of positive numbers; give those of a test set")
     pale = None if half is None else _vector("half", half, len(y))[drawn]
     x, y = x[drawn], y[drawn]
-    inside = [values[values > 0] for values in (x, y, pale) if values is not None]
-    span = np.log10([min(v.min(initial=np.inf) for v in inside), max(v.max(initial=0) for v in inside)])
-    span += np.array([-1, 1]) * max(0.06 * (span[1] - span[0]), 0.1)
-    low, high = 10**span
-    fig, (ax,) = style.new_figure(3.8, 3.3)
+    low, high = span or span_of([values for values in (x, y, pale) if values is not None])
+    powers = np.log10([low, high])
     style.style_axes(ax, boxed=True)
     pale_to_blue = LinearSegmentedColormap.from_list("pale_to_blue", ["#C6DBEF", "#6BAED6", style.BLUE, "#08306B"])
-    hexagons = {"xscale": "log", "yscale": "log", "gridsize": 36, "extent": (*span, *span), "mincnt": 1, "bins": "log"}
+    hexagons = {"xscale": "log", "yscale": "log", "gridsize": 36, "mincnt": 1, "bins": "log"}
+    hexagons["extent"] = (*powers, *powers)
     if pale is not None:
         greys = LinearSegmentedColormap.from_list("greys", ["#E0E0E0", "#6F6F6F"])
         ax.hexbin(pale, y, cmap=greys, linewidths=0.1, alpha=0.6, zorder=1, **hexagons)
     bins = ax.hexbin(x, y, cmap=pale_to_blue, linewidths=0.1, zorder=2, **hexagons)
     ax.plot([low, high], [low, high], color=style.RED, lw=1.2, zorder=3)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    ax.set_xlabel(f"{uncertainty_label} ({unit})")
-    ax.set_ylabel(f"{error_label} ({unit})")
     told = f"covered: {100 * np.mean(y <= x):.1f} %\ntarget: {100 * (1 - alpha):g} %"
     if pale is not None:
         told += f"\ngrey, α = 0.5: {100 * np.mean(y <= pale):.1f} %"
     style.note(ax, told)
     for axis in (ax.xaxis, ax.yaxis):
         log_ticks(axis, high / low)
-    bar = fig.colorbar(bins, ax=ax, shrink=0.8, aspect=22, pad=0.02, label="Structures")
-    style.style_axes(bar.ax, boxed=True)
-    log_ticks(bar.ax.yaxis, float(bins.get_array().max()))  # pyright: ignore[reportOptionalMemberAccess]
-    return fig
+    return bins
 
 
-def save_figure(fig: Figure, path: str | Path) -> None:
-    """Write the figure as PNG (150 dpi) in one step, so that no reader meets half a file.
+def span_of(values: Sequence[ArrayLike]) -> tuple[float, float]:
+    """Ends of a logarithmic axis with room for all positive numbers among values."""
+    inside = np.concatenate([np.asarray(v, dtype=np.float64) for v in values])
+    inside = inside[np.isfinite(inside) & (inside > 0)]
+    powers = np.log10([inside.min(), inside.max()])
+    room = max(0.06 * (powers[1] - powers[0]), 0.1)
+    return float(10 ** (powers[0] - room)), float(10 ** (powers[1] + room))
+
+
+def save_figure(fig: Figure, path: str | Path, *, dpi: int = 150) -> None:
+    """Write the figure in one step, so that no reader meets half a file.
+
+    Args:
+        fig: the figure.
+        path: its file, ``.png`` or, as vectors, ``.pdf``.
+        dpi: of the PNG, and of what is drawn as pixels in a PDF.
 
     Raises:
-        InputError: a path that does not end in ``.png``.
+        InputError: a path of another ending.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"path is {path}; give a name that ends in .png")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf"):
+        raise InputError(f"path is {path}; give a name that ends in .png or .pdf")
     with replaced(path) as temporary:
-        fig.savefig(temporary, dpi=150, format="png")
+        # the time of writing would make the same figure another file
+        fig.savefig(temporary, dpi=dpi, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
 
 
 def log_ticks(axis: Axis, ratio: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from ubmd.analysis.axes import variable_axis
 from ubmd.analysis.evaluation import Evaluation, evaluate_structures
 from ubmd.analysis.explored import drawn_alone
 from ubmd.analysis.figures import save_figure
+from ubmd.analysis.numbers import write_numbers
 from ubmd.analysis.variable_figures import error_by_variable
 from ubmd.errors import InputError
 from ubmd.observables.base import values_of
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     from ubmd.runs.store import RoundStore
     from ubmd.systems.system import System
 
-__all__ = ["draw_errors", "squared_errors"]
+__all__ = ["SQUARED", "draw_errors", "squared_errors"]
 
 log = logging.getLogger(__name__)
+
+SQUARED = {
+    "Energy RMSE (meV/atom)": "squared_energy_error_mev2_per_atom2",
+    "Force RMSE (eV/Å)": "squared_force_error_ev2_per_ang2",
+    "Stress RMSE (MPa)": "squared_stress_error_mpa2",
+}
+"""Columns of ``error_by_<variable>.csv`` with the mean squared errors of structures, by the label of their root."""
 
 
 def squared_errors(found: Evaluation) -> dict[str, NDArray[np.float64]]:
@@ -55,6 +63,8 @@ def draw_errors(
 ) -> None:
     """Draws ``error_by_<variable>.png``, the errors of rounds' potentials against a variable, unless it is there.
 
+    ``error_by_<variable>.csv`` beside it has the round, the variable and the squared errors of each structure.
+
     Args:
         store: the run.
         rounds: finished rounds.
@@ -67,7 +77,7 @@ def draw_errors(
     files = {name: store.figures / f"error_by_{name}.png" for name in drawn_alone(system.variables)}
     values = {}
     for name, file in files.items():
-        if structures and not file.exists():
+        if structures and not (file.exists() and file.with_suffix(".csv").exists()):
             try:
                 values |= values_of({name: system.variables[name]}, structures)
             except InputError as error:  # test structures may be of anything
@@ -81,4 +91,19 @@ def draw_errors(
         errors[f"round {index}"] = squared_errors(found)
     for name, found in values.items():
         axis = variable_axis(name, system.variables[name], system.states)
+        write_numbers(
+            files[name].with_suffix(".csv"), _columns(name, found, dict(zip(rounds, errors.values(), strict=True)))
+        )
         save_figure(error_by_variable(axis, found, errors), files[name])
+
+
+def _columns(
+    name: str, values: NDArray[np.float64], errors: Mapping[int, Mapping[str, NDArray[np.float64]]]
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of ``error_by_<name>.csv``, the structures of one round after those of the one before."""
+    kinds = next(iter(errors.values()))
+    return {
+        "round": np.repeat(list(errors), len(values)),
+        name: np.tile(values, len(errors)),
+        **{SQUARED[kind]: np.concatenate([found[kind] for found in errors.values()]) for kind in kinds},
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ubmd.analysis.axes import variable_axis
 from ubmd.analysis.comparison import is_tested
+from ubmd.analysis.correlations import position_series, uncertainty_series
 from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.explored import Values, drawn_alone, explored_metrics, frame_values, plane_of
 from ubmd.analysis.figures import explored_plane, save_figure
@@ -65,27 +66,13 @@ def round_analysis(
     if dt is None:
         return out
     for name, series in (
-        ("act_position_ps", [_centred(p) for p in _regular(explored, "positions", frame_interval)]),
-        ("act_uncertainty_ps", list(_regular(explored, "atomic_uncertainty", frame_interval))),
+        ("act_position_ps", position_series(explored, frame_interval)),
+        ("act_uncertainty_ps", uncertainty_series(explored, frame_interval)),
     ):
         value = act(series, 1e-3 * dt * frame_interval) if series else math.nan
         if math.isfinite(value):
             out[name] = value
     return out
-
-
-def _regular(explored: Iterable[Exploration], field: str, interval: int) -> Iterable[NDArray[np.float64]]:
-    """Per walker the values at regular intervals; the frame at a crossing falls between them."""
-    for exploration in explored:
-        for walker in np.unique(exploration.walker):
-            frames = (exploration.walker == walker) & (exploration.step % interval == 0)
-            if frames.any():
-                yield getattr(exploration, field)[frames]
-
-
-def _centred(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions [f, n, 3] relative to their centroid, so that a molecule's drift does not count."""
-    return positions - positions.mean(axis=1, keepdims=True)
 
 
 def report_run(store: RoundStore, system: System, console: Console, *, dt: float | None) -> None:

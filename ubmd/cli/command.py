@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from ubmd.errors import InputError
 
-__all__ = ["CHECK", "COMMANDS", "COMPARE", "SUMMARIES", "Command", "find"]
+__all__ = ["CHECK", "COMMANDS", "COMPARE", "FIGURES", "SUMMARIES", "Command", "find"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,13 @@ COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 
 COMPARE = "compare"
 """The command that takes folders instead of a configuration: :mod:`ubmd.commands.compare`."""
+FIGURES = "figures"
+"""Another one: :mod:`ubmd.commands.figures`."""
 CHECK = "check"
-"""The other one: :mod:`ubmd.commands.check`."""
+"""And another one: :mod:`ubmd.commands.check`."""
 SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
     COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds",
+    FIGURES: "the figures and tables of the paper, from finished runs",
     CHECK: "whether the files of run folders are what was written",
 }
 

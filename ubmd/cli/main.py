@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ubmd import earlier, interruption, secrecy
 from ubmd.arguments import Parser
-from ubmd.cli.command import CHECK, COMPARE, SUMMARIES, Command, find
+from ubmd.cli.command import CHECK, COMPARE, FIGURES, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
 from ubmd.version import __version__
 
@@ -59,6 +59,10 @@ def _run(argv: Sequence[str]) -> int:
         from ubmd.commands.compare import compare
 
         return compare(argv[1:])
+    if argv[0] == FIGURES:
+        from ubmd.commands.figures import figures
+
+        return figures(argv[1:])
     if argv[0] == CHECK:
         from ubmd.commands.check import check
 

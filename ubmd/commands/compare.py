@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ubmd.analysis.comparison import Comparison, RunResult, compare_runs, is_finished
+from ubmd.analysis.comparison import Comparison, compare_runs
 from ubmd.analysis.comparison_tables import as_csv, as_latex, as_markdown, terminal_tables
 from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.analysis.figures import save_figure
+from ubmd.analysis.looks import looks_of
 from ubmd.arguments import Parser
+from ubmd.commands.folders import Found, add_run, common_parent, read_folders
 from ubmd.errors import InputError
 from ubmd.files import replaced
-from ubmd.runs.continuation import read_config
-from ubmd.runs.metrics import read_metrics
-from ubmd.runs.versions import upgraded
 
-__all__ = ["Found", "compare", "read_folders", "read_wandb"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """Runs that can be compared, and what was passed over."""
-
-    runs: list[RunResult]
-    skipped: list[tuple[str, str]]
-    """Name and reason."""
+__all__ = ["compare", "read_wandb"]
 
 
 def _parser() -> Parser:
@@ -68,7 +56,7 @@ def compare(argv: Sequence[str]) -> int:
         folder = options.output or Path("comparison")
     else:
         found = read_folders([Path(run) for run in options.runs])
-        folder = options.output or _common_parent(options.runs) / "comparison"
+        folder = options.output or common_parent(options.runs) / "comparison"
     console = Console()
     for name, reason in found.skipped:
         console.print(f"skipped: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
@@ -78,35 +66,6 @@ def compare(argv: Sequence[str]) -> int:
     _report(comparison, console)
     console.print(f"{folder}: {', '.join(_write(comparison, folder))}", highlight=False, soft_wrap=True, markup=False)
     return 0
-
-
-def read_folders(folders: Iterable[Path]) -> Found:
-    """Finished runs of ``ubmd learn`` in folders, each a run's or one of runs.
-
-    Raises:
-        InputError: for something that is not there.
-    """
-    found = Found([], [])
-    for folder in folders:
-        if not folder.exists():
-            raise InputError(f"{folder} does not exist; give run folders")
-        inside = sorted(file.parent for file in folder.glob("*/config.yaml"))
-        for run in [folder] if (folder / "config.yaml").is_file() or not inside else inside:
-            _read_folder(run, found)
-    return found
-
-
-def _read_folder(folder: Path, found: Found) -> None:
-    name = folder.name or str(folder)
-    if not (folder / "config.yaml").is_file():
-        found.skipped.append((name, "is not a run's folder, it has no config.yaml"))
-    elif not (folder / "metrics.csv").is_file():
-        found.skipped.append((name, "has no metrics.csv: not a run of `ubmd learn`, or no round of it is finished"))
-    else:
-        try:
-            _add(found, name, upgraded(read_config(folder / "config.yaml")), read_metrics(folder / "metrics.csv"))
-        except InputError as error:
-            found.skipped.append((name, f"cannot be read: {' '.join(str(error).split())}"))
 
 
 def read_wandb(api: Any, path: str, group: str | None) -> Found:
@@ -133,20 +92,10 @@ def read_wandb(api: Any, path: str, group: str | None) -> Found:
                         key.removeprefix("al/"): value for key, value in line.items() if key.startswith("al/")
                     }
             config = {key: value for key, value in run.config.items() if not key.startswith("_")}
-            _add(found, f"{run.name} ({run.id})", config, [rounds[index] for index in sorted(rounds)])
+            add_run(found, f"{run.name} ({run.id})", config, [rounds[index] for index in sorted(rounds)])
     except (Error, ValueError, requests.RequestException) as error:
         raise InputError(f"--wandb {path} cannot be read ({' '.join(str(error).split())})") from error
     return found
-
-
-def _add(found: Found, name: str, config: Any, rounds: list[dict[str, Any]]) -> None:
-    """Adds a run if it is finished, or why it is passed over."""
-    if not isinstance(config, Mapping):
-        found.skipped.append((name, "has a configuration that is no mapping"))
-    elif not is_finished(rounds):
-        found.skipped.append((name, f"is unfinished, with {len(rounds)} rounds"))
-    else:
-        found.runs.append(RunResult(name, config, rounds))
 
 
 def _report(comparison: Comparison, console: Console) -> None:
@@ -177,17 +126,12 @@ def _write(comparison: Comparison, folder: Path) -> list[str]:
         with replaced(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     curves = {setting.label: [run.rounds for run in setting.runs] for setting in comparison.settings}
-    figures = {"learning_curves.png": compared_curves(curves), "exploration.png": exploration_curves(curves)}
+    looks = looks_of({setting.label: setting.runs[0].config for setting in comparison.settings})
+    figures = {
+        "learning_curves.png": compared_curves(curves, looks),
+        "exploration.png": exploration_curves(curves, looks),
+    }
     figures = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     return [*texts, *figures]
-
-
-def _common_parent(runs: Sequence[str]) -> Path:
-    """The deepest folder with all runs in it; a folder of runs is one itself."""
-    parents = []
-    for run in runs:
-        path = os.path.abspath(run)
-        parents.append(os.path.dirname(path) if os.path.isfile(os.path.join(path, "config.yaml")) else path)
-    return Path(os.path.commonpath(parents))

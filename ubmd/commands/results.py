@@ -12,8 +12,9 @@ from typing import Any
 from ase import Atoms
 from rich.console import Console
 
-from ubmd.analysis.evaluation import Evaluation, errors_table, scatter_of_worst_atoms
+from ubmd.analysis.evaluation import Evaluation, errors_table, scatter_of_worst_atoms, worst_atoms
 from ubmd.analysis.figures import save_figure
+from ubmd.analysis.numbers import write_numbers
 from ubmd.files import write_text
 
 __all__ = ["content_digests", "draw_calibration", "report_errors", "write_json"]
@@ -22,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def draw_calibration(found: Evaluation, alpha: float, folder: Path, half: Evaluation | None = None) -> None:
-    """Draws the calibration, where there is something to draw."""
+    """Draws the calibration, where there is something to draw, and writes its numbers beside it."""
     figure = scatter_of_worst_atoms(found, alpha, half)
     if figure is None:
         log.warning("figures/calibration.png is not drawn: no structure has both an error and an uncertainty of forces")
     else:
         save_figure(figure, folder / "figures" / "calibration.png")
+        write_numbers(folder / "figures" / "calibration.csv", worst_atoms(found, half))
 
 
 def report_errors(columns: dict[str, dict[str, Any]], written: str, console: Console) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ubmd.analysis.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms
+from ubmd.analysis.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms, worst_atoms
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.held_out import draw_errors
+from ubmd.analysis.numbers import write_numbers
 from ubmd.interfaces.ase import torch_device
 from ubmd.rounds.run import Run
 from ubmd.uncertainty.checkpoint import load_potential
@@ -15,10 +16,10 @@ __all__ = ["draw_calibration", "draw_variable_errors"]
 
 
 def draw_calibration(run: Run, index: int) -> None:
-    """A round's largest atomic errors on the test set against their uncertainties, drawn once."""
+    """A round's largest atomic errors on the test set against their uncertainties, drawn once, with their numbers."""
     file = run.store.figures / "calibration.png"
     structures = run.datamodule.test_structures
-    if not structures or file.exists():
+    if not structures or (file.exists() and file.with_suffix(".csv").exists()):
         return
     device = _device(run)
     trained = load_potential(run.store.folder(index).model, device=device, allow=run.potentials.allow)
@@ -30,14 +31,15 @@ def draw_calibration(run: Run, index: int) -> None:
     half = half_confidence(found, valid, atomic=methods.atomic, total=methods.total)
     figure = scatter_of_worst_atoms(found, methods.atomic.alpha, half)
     if figure is not None:
+        write_numbers(file.with_suffix(".csv"), worst_atoms(found, half))
         save_figure(figure, file)
 
 
 def draw_variable_errors(run: Run, index: int) -> None:
-    """Errors on the test set against the system's variables, of the first and of a later round, drawn once."""
+    """Errors on the test set against the system's variables, from the first round to ``index``, drawn once."""
     draw_errors(
         run.store,
-        sorted({0, index}),
+        sorted({round(index * share) for share in (0.0, 1 / 3, 2 / 3, 1.0)}),
         run.datamodule.test_structures,
         run.system,
         batch_size=run.datamodule.evaluation_batch_size,

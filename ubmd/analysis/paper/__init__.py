@@ -1,0 +1,1 @@
+"""The figures and tables of the paper, drawn from run folders (``ubmd figures``)."""
