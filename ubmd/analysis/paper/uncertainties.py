@@ -53,8 +53,8 @@ def draw_fig2(fits: Sequence[CalibratedFit], missing: Sequence[str] = ()) -> Dra
     if not fits:
         raise NotDrawnError(
             " ".join(missing)
-            or "there is no folder of `ubmd train` with figures/calibration.csv, fitted with "
-            "method=posterior, distance or ensemble, among the runs"
+            or "there is no folder of `ubmd train` with figures/calibration.csv "
+            "(uncertainty=posterior, distance or ensemble) among the runs."
         )
     found = [fit.method for fit in fits]
     methods = [m for m in (*_METHODS, *sorted(set(found) - set(_METHODS))) if m in found]
