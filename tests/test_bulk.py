@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from ubmd.analysis.numbers import read_numbers
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled, read_structures, write_structures
 from ubmd.data.perturb import perturb
@@ -96,7 +97,13 @@ def test_figures_of_a_crystal(folders: tuple[Path, Path]) -> None:
     assert {f.name for f in (folders[0] / "figures").iterdir()} == {
         *("learning_curves.png", "calibration.png", "error_by_volume.png"),
         *("volume.png", "volume_series.png", "cell_parameters.png"),
+        *("calibration.csv", "error_by_volume.csv"),
     }
+    table = read_numbers(folders[0] / "figures" / "error_by_volume.csv", ("volume",))
+    last = table["round"] == table["round"].max()
+    (row,) = read_metrics(folders[0] / "metrics.csv")[-1:]
+    rmse = np.sqrt(table["squared_force_error_ev2_per_ang2"][last].mean())
+    assert rmse == pytest.approx(row["force_rmse_ev_per_ang"], rel=1e-4)  # all have as many atoms
 
 
 def test_bias_stress_acts(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
