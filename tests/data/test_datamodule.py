@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,20 @@ def test_bad_rounds() -> None:
     with pytest.raises(InputError, match="structure 1 of the labelled data set contains O"):
         data.set_round(0, labelled(3))
     assert data.structures == []
+
+
+def test_large_splits_are_collated_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same tensors, and without any that hold more than a mini-batch."""
+    kept = datamodule(batch_size=4, evaluation_batch_size=3, test=labelled(5, 100))
+    kept.set_round(0, labelled(20))
+    expected = [*kept.train_dataloader(), *kept.val_dataloader(), *kept.test_dataloader(), *kept.chunks("labelled")]
+    monkeypatch.setattr("ubmd.data.datamodule.RESIDENT_ATOMS", 1)
+    data = datamodule(batch_size=4, evaluation_batch_size=3, test=labelled(5, 100))
+    data.set_round(0, labelled(20))
+    found = [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader(), *data.chunks("labelled")]
+    assert not data._batches
+    for one, other in zip(found, expected, strict=True):
+        for field in fields(one):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            assert (a is None) == (b is None), field.name
+            assert a is None or torch.equal(a, b), field.name

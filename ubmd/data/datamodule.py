@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from ubmd.errors import InputError
 from ubmd.seeding import Stage, stage_rng
 
 __all__ = ["GrowingDataModule", "split_indices"]
+
+RESIDENT_ATOMS = 1_000_000
+"""Of a split whose tensors are kept; with their neighbours these take up to some gibibytes."""
 
 
 def split_indices(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -77,7 +80,8 @@ class GrowingDataModule(LightningDataModule):
     """All labelled structures of a run, split into training and validation (= calibration) part, and a test set.
 
     The tensors of a split lie on the trainer's device as one batch, from which mini-batches are gathered;
-    nothing is copied and no worker is needed.
+    nothing is copied and no worker is needed. Those of a split of more than a million atoms are made mini-batch by
+    mini-batch from its structures, neighbours included, and are not kept.
 
     Args:
         cutoff: of the neighbour lists, Å.
@@ -141,25 +145,35 @@ class GrowingDataModule(LightningDataModule):
         self.train_indices, self.valid_indices = split_indices(len(structures), self.validation_fraction, rng)
         self._batches = {name: batch for name, batch in self._batches.items() if name == "test"}
 
+    def _members(self, name: str) -> Sequence[Atoms]:
+        """Structures of a split."""
+        if name == "labelled":
+            return self.structures
+        if name == "test":
+            return self.test_structures
+        return [self.structures[i] for i in {"train": self.train_indices, "valid": self.valid_indices}[name]]
+
     def split(self, name: str, device: torch.device | str = "cpu") -> AtomicBatch:
         """All structures of ``"train"``, ``"valid"``, ``"test"`` or ``"labelled"`` (train and valid) as one batch."""
-        members = {
-            "train": [self.structures[i] for i in self.train_indices],
-            "valid": [self.structures[i] for i in self.valid_indices],
-            "labelled": self.structures,
-            "test": self.test_structures,
-        }[name]
         if name not in self._batches:
-            self._batches[name] = collate(members, self.cutoff, dtype=self.dtype)
+            self._batches[name] = collate(self._members(name), self.cutoff, dtype=self.dtype)
         if self._batches[name].positions.device != torch.device(device):
             self._batches[name] = self._batches[name].to(device)
         return self._batches[name]
 
-    def chunks(self, name: str, device: torch.device | str = "cpu") -> Iterator[AtomicBatch]:
-        """The structures of a split in evaluation batches."""
+    def _gather(self, name: str, device: torch.device | str) -> Callable[[list[int]], AtomicBatch]:
+        """Makes a batch of some structures of a split, by their places in it."""
+        members = self._members(name)
+        if sum(map(len, members)) > RESIDENT_ATOMS:
+            return lambda chosen: collate([members[i] for i in chosen], self.cutoff, dtype=self.dtype, device=device)
         batch = self.split(name, device)
-        for indices in torch.arange(batch.n_systems, device=device).split(self.evaluation_batch_size):
-            yield batch.select(indices)
+        return lambda chosen: batch.select(torch.tensor(chosen, dtype=torch.int64, device=device))
+
+    def chunks(self, name: str, device: torch.device | str = "cpu") -> Iterator[AtomicBatch]:
+        """The structures of ``"train"``, ``"valid"``, ``"test"`` or ``"labelled"`` in evaluation batches."""
+        gather = self._gather(name, device)
+        for indices in MiniBatches(len(self._members(name)), self.evaluation_batch_size):
+            yield gather(indices)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which has a trainer of its own and collates what it needs."""
@@ -171,18 +185,18 @@ class GrowingDataModule(LightningDataModule):
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
         part = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        batch = self.split(name, device)
+        gather = self._gather(name, device)
 
-        def gather(indices: list[int]) -> AtomicBatch:
-            chosen = batch.select(torch.tensor(indices, dtype=torch.int64, device=device))
+        def gathered(indices: list[int]) -> AtomicBatch:
+            chosen = gather(indices)
             if members == 1:
                 return chosen
             owners = torch.arange(members, device=device)
             return chosen.replace(member=owners.repeat_interleave(len(indices) // members))
 
-        sampler = MiniBatches(batch.n_systems, batch_size, stream, members=members, part=part)
+        sampler = MiniBatches(len(self._members(name)), batch_size, stream, members=members, part=part)
         # what the sampler gives is a mini-batch already
-        return DataLoader(_Itself(), sampler=sampler, batch_size=None, collate_fn=gather)
+        return DataLoader(_Itself(), sampler=sampler, batch_size=None, collate_fn=gathered)
 
     def train_dataloader(self) -> DataLoader[AtomicBatch]:
         size = min(self.batch_size, len(self.train_indices))
