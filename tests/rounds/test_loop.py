@@ -17,6 +17,7 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 
 from ubmd.cli import main as cli
+from ubmd.data.batch import collate
 from ubmd.data.io import read_labelled
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.interfaces.ase import UBMDCalculator
@@ -137,6 +138,27 @@ def test_run_folder_holds_what_the_contract_says(uninterrupted: Path) -> None:
         *("learning_curves.png", "phi_psi.png", "calibration.png")
     }
     assert load_potential(uninterrupted / "rounds" / "002" / "model.ckpt").model.cutoff == 5.0
+
+
+@pytest.mark.slow
+def test_prequential_calibration(uninterrupted: Path, tmp_path: Path, cache: Path) -> None:
+    """The factors of a round are quantiles of what the round before got wrong, before any factor of its own."""
+    done = run(tmp_path, cache, "nowhere", "calibration=prequential", "learning.max_rounds=2")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("no round has acquired labels yet") == 1
+    folder = only_run(tmp_path)
+    first, second = comparable(folder)
+    assert first == comparable(uninterrupted)[0]
+    potential = load_potential(folder / "rounds" / "000" / "model.ckpt")
+    atomic, total = [], []
+    for atoms in read_labelled(folder / "rounds" / "000" / "labelled.extxyz"):
+        found = potential(collate([atoms], potential.cutoff))
+        error = np.sqrt(np.mean((found.forces.numpy() - atoms.arrays["REF_forces"]) ** 2, axis=1))
+        atomic += list(error / found.atomic_uncertainty.numpy() * first["conformal_scale_atom"])
+        total.append(abs(found.energy.item() - atoms.info["REF_energy"]) / 22 / found.uncertainty.item())
+    assert len(atomic) == 4 * 22
+    assert second["conformal_scale_atom"] == pytest.approx(sorted(atomic)[int(np.ceil(0.95 * 89)) - 1], rel=1e-4)
+    assert second["conformal_scale_total"] == pytest.approx(max(total) * first["conformal_scale_total"], rel=1e-3)
 
 
 def test_labels_of_the_data_set_are_the_references(uninterrupted: Path) -> None:

@@ -59,6 +59,7 @@ def test_classes_have_moved() -> None:
     changed = {key for key in differences(old, new) if not key.endswith("._target_") and not key.startswith(followed)}
     moved = {"training.betas", "training.eps", "optimizer.betas", "optimizer.eps"}
     assert changed == moved | {"optimizer._partial_", "scheduler._partial_", "bias.every", "dynamics.groups"}
+    assert new["calibration"]["evidence"] == {"_target_": "ubmd.uncertainty.Split"}
     assert (new["bias"]["every"], new["dynamics"]["groups"]) == (1, 1)
     assert upgraded(new) == new
 

@@ -39,9 +39,14 @@ UNCERTAINTIES = [
 ]
 
 
-@pytest.mark.parametrize("uncertainty", UNCERTAINTIES, ids="-".join)
-@pytest.mark.parametrize("calibration", options("calibration"))
-def test_fit_calibrate_save_load_bias(uncertainty: list[str], calibration: str, tmp_path: Path) -> None:
+CASES = [(calibration, uncertainty) for calibration in ("conformal", "mondrian") for uncertainty in UNCERTAINTIES]
+CASES += [("cross", ["uncertainty=posterior"]), ("cross", ["uncertainty=distance"])]
+CASES += [("prequential", ["uncertainty=ensemble"])]
+assert {calibration for calibration, _ in CASES} == set(options("calibration"))
+
+
+@pytest.mark.parametrize(("calibration", "uncertainty"), CASES, ids=str)
+def test_fit_calibrate_save_load_bias(calibration: str, uncertainty: list[str], tmp_path: Path) -> None:
     ensemble = uncertainty == ["uncertainty=ensemble"]
     prefix = "model.member" if ensemble else "model"
     small = [f"{prefix}.{k}" for k in ("n_basis=2", "n_gauss=4", "hidden=[8,8]")]
@@ -62,7 +67,7 @@ def test_fit_calibrate_save_load_bias(uncertainty: list[str], calibration: str, 
         model_config=plain(cfg.model) | {"_partial_": False, "species": SPECIES},
         uncertainty_config=plain(cfg.uncertainty),
     )
-    methods = {name: build(cfg, f"calibration.{name}") for name in ("atomic", "total")}
+    methods = {name: build(cfg, f"calibration.{name}") for name in ("atomic", "total", "evidence")}
     calibrate = Calibrate(uncertain, **methods, done=save)
     trainer = Trainer(
         accelerator="cpu",

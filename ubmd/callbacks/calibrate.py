@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -21,8 +22,13 @@ from ubmd.uncertainty.calibration import (
     calibrate,
     held_out_coverage,
 )
+from ubmd.uncertainty.evidence import CrossConformal, Evidence, Prequential, Split, left_out
 
 __all__ = ["Calibrate"]
+
+log = logging.getLogger(__name__)
+
+SPLIT = Split()
 
 
 class Calibrate(Callback):
@@ -38,6 +44,9 @@ class Calibrate(Callback):
         atomic: calibration of atomic uncertainties.
         total: calibration of total uncertainties.
         done: called with everything in place, e.g. to save the potential.
+        evidence: which errors calibrate.
+        earlier: what earlier rounds know, for :class:`~ubmd.uncertainty.evidence.Prequential`; while there is nothing,
+            the validation structures calibrate.
     """
 
     def __init__(
@@ -46,18 +55,24 @@ class Calibrate(Callback):
         atomic: AtomicCalibration,
         total: ConformalCalibration,
         done: Callable[[], None],
+        evidence: Evidence = SPLIT,
+        earlier: CalibrationData | None = None,
     ):
         self.uncertainty, self.atomic, self.total, self.done = uncertainty, atomic, total, done
+        self.evidence, self.earlier = evidence, earlier
         self.seconds = 0.0
         self.errors: dict[str, float] = {}
         self.coverage: dict[str, float] = {}
         self._parts: list[CalibrationData] = []
+        self._left_out: list[CalibrationData] = []
         self._started = 0.0
 
     def on_predict_start(self, trainer: Trainer, pl_module: PotentialModule) -> None:  # pyright: ignore
         self._started = time.perf_counter()
-        self._parts = []
+        self._parts, self._left_out = [], []
         self.uncertainty.to(pl_module.device)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.evidence, CrossConformal):
+            self._left_out = list(self._cross(trainer.datamodule, pl_module))  # pyright: ignore
         chunks = trainer.datamodule.chunks("train", pl_module.device)  # pyright: ignore
         self.uncertainty.fit(pl_module.model, chunks)
 
@@ -80,10 +95,28 @@ class Calibrate(Callback):
         }
         test = self._test_data(trainer, pl_module)
         methods = {"atomic": self.atomic, "total": self.total}
+        if self._left_out:
+            data = CalibrationData.cat([*self._parts, *self._left_out])
+        if isinstance(self.evidence, Prequential):
+            if self.earlier is None:
+                log.info("no round has acquired labels yet: the validation structures calibrate")
+            data = data if self.earlier is None else self.earlier.to(pl_module.device)
         factors = calibrate(self.uncertainty, data, **methods)
         self.coverage = held_out_coverage(data, factors, test, **methods) if test is not None else {}
         self.done()
         self.seconds = time.perf_counter() - self._started
+
+    def _cross(self, datamodule: GrowingDataModule, module: PotentialModule) -> Iterator[CalibrationData]:
+        """What the training structures say, each left out of the fit of its uncertainty."""
+        assert isinstance(self.evidence, CrossConformal)
+        return left_out(
+            self.uncertainty,
+            module.model,
+            datamodule.split("train", module.device),
+            self.evidence.folds,
+            compare=lambda batch: calibration_data(module, self.uncertainty, module.predict_step(batch), batch),
+            chunk=datamodule.evaluation_batch_size,
+        )
 
     def _test_data(self, trainer: Trainer, module: PotentialModule) -> CalibrationData | None:
         """Errors and uncertainties of the test set under the present scales; None without a test set."""

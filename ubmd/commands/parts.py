@@ -74,7 +74,7 @@ def potentials(cfg: DictConfig, species: Sequence[str]) -> Potentials:
         model=partial(build, cfg, "model", complete=make_model),
         training=_training(cfg),
         uncertainty=partial(build, cfg, "uncertainty"),
-        calibration=Calibration(build(cfg, "calibration.atomic"), build(cfg, "calibration.total")),
+        calibration=Calibration(*(build(cfg, f"calibration.{part}") for part in ("atomic", "total", "evidence"))),
         dtype=checked_dtype(cfg),
         configs={
             "model_config": plain(cfg.model) | {"_partial_": False, "species": list(species)},

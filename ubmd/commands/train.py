@@ -33,6 +33,7 @@ from ubmd.runs.store import RoundStore
 from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
+from ubmd.uncertainty.evidence import Split
 
 __all__ = ["train"]
 
@@ -101,6 +102,7 @@ def _prepare(cfg: DictConfig) -> _Job:
     model = made.model(species=species, seed=stage_seed(seed, 0, Stage.WEIGHTS)).to(dtype)
     module = made.training(model=model)
     uncertainty = made.uncertainty(model=model, seed=stage_seed(seed, 0, Stage.SKETCH)).to(dtype)
+    made.calibration.check(uncertainty, rounds=False)
     datamodule = files.datamodule(
         cutoff=model.cutoff,
         species=species,
@@ -131,8 +133,9 @@ def _fit(job: _Job, folder: Path, loggers: list[Logger], progress: RunProgress) 
     """Trains, calibrates, saves the potential, draws the figure; returns the metrics."""
     model, uncertainty, datamodule = job.module.model, job.uncertainty, job.datamodule
     save = partial(save_potential, folder / "model.ckpt", model, uncertainty, **job.potentials.configs)
-    atomic, total = job.potentials.calibration.atomic, job.potentials.calibration.total
-    calibrate = Calibrate(uncertainty, atomic, total, done=save)
+    method = job.potentials.calibration
+    atomic, total = method.atomic, method.total
+    calibrate = Calibrate(uncertainty, atomic, total, done=save, evidence=method.evidence)
     fit: Fit = fit_and_predict(
         job.fitting,
         job.module,
@@ -150,9 +153,9 @@ def _fit(job: _Job, folder: Path, loggers: list[Logger], progress: RunProgress) 
     potential = load_potential(folder / "model.ckpt", device=fit.device, allow=job.potentials.allow)
     size = datamodule.evaluation_batch_size
     found = {k: evaluate_structures(potential, v, batch_size=size) for k, v in held_out.items()}
-    half = {
-        k: half_confidence(evaluation, found["valid"], atomic=atomic, total=total) for k, evaluation in found.items()
-    }
+    half = dict.fromkeys(found)
+    if isinstance(method.evidence, Split):
+        half = {k: half_confidence(each, found["valid"], atomic=atomic, total=total) for k, each in found.items()}
     shown = "test" if "test" in found else "valid"
     draw_calibration(found[shown], atomic.alpha, folder, half[shown])
     metrics: dict[str, Any] = {"n_train": len(datamodule.train_indices), "n_valid": len(datamodule.valid_indices)}

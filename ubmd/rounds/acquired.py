@@ -7,9 +7,11 @@ from ase import Atoms
 
 from ubmd.analysis.evaluation import Evaluation, error_metrics, evaluate_structures
 from ubmd.rounds.run import Run
+from ubmd.uncertainty.calibration import CalibrationData
 from ubmd.uncertainty.checkpoint import load_potential
+from ubmd.uncertainty.evidence import Prequential, weighted
 
-__all__ = ["acquired_coverage", "said_beforehand"]
+__all__ = ["acquired_coverage", "earlier_data", "said_beforehand"]
 
 
 def said_beforehand(run: Run, index: int, device: torch.device, *, calibrated: bool = True) -> Evaluation | None:
@@ -49,3 +51,16 @@ def acquired_coverage(run: Run, index: int, device: torch.device) -> dict[str, f
         return {}
     metrics = error_metrics(found)
     return {f"acquired_{name}": metrics[name] for name in ("coverage_atom", "coverage_total")}
+
+
+def earlier_data(run: Run, index: int, evidence: Prequential, device: torch.device) -> CalibrationData | None:
+    """What the rounds before one have acquired, with errors and uncertainties of the potentials that chose it.
+
+    None while they have acquired nothing.
+    """
+    parts = []
+    for k, weight in evidence.weights(index).items():
+        found = said_beforehand(run, k, device, calibrated=False)
+        if found is not None:
+            parts.append(weighted(found.calibration_data, weight))
+    return CalibrationData.cat(parts) if parts else None

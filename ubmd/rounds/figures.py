@@ -11,6 +11,7 @@ from ubmd.analysis.numbers import write_numbers
 from ubmd.interfaces.ase import torch_device
 from ubmd.rounds.run import Run
 from ubmd.uncertainty.checkpoint import load_potential
+from ubmd.uncertainty.evidence import Split
 
 __all__ = ["draw_calibration", "draw_variable_errors"]
 
@@ -28,7 +29,9 @@ def draw_calibration(run: Run, index: int) -> None:
     calibrated = [run.datamodule.structures[i] for i in run.datamodule.valid_indices]
     found, valid = (evaluate_structures(trained, part, batch_size=size) for part in (structures, calibrated))
     methods = run.potentials.calibration
-    half = half_confidence(found, valid, atomic=methods.atomic, total=methods.total)
+    half = None
+    if isinstance(methods.evidence, Split):
+        half = half_confidence(found, valid, atomic=methods.atomic, total=methods.total)
     figure = scatter_of_worst_atoms(found, methods.atomic.alpha, half)
     if figure is not None:
         write_numbers(file.with_suffix(".csv"), worst_atoms(found, half))

@@ -20,7 +20,7 @@ from ubmd.dynamics.processes import PotentialFile
 from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
-from ubmd.rounds.acquired import acquired_coverage
+from ubmd.rounds.acquired import acquired_coverage, earlier_data
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_variable_errors
@@ -31,6 +31,7 @@ from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import POOLED
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
+from ubmd.uncertainty.evidence import Prequential
 
 __all__ = ["learn_rounds"]
 
@@ -101,7 +102,10 @@ def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, unc
     """Trains, tests, calibrates and saves the round's potential; returns its columns of ``metrics.csv``."""
     save = partial(save_potential, folder.model, module.model, uncertainty, **run.potentials.configs)
     calibration = run.potentials.calibration
-    calibrate = Calibrate(uncertainty, calibration.atomic, calibration.total, done=save)
+    earlier = None
+    if isinstance(calibration.evidence, Prequential):
+        earlier = earlier_data(run, index, calibration.evidence, module.device)
+    calibrate = Calibrate(uncertainty, calibration.atomic, calibration.total, save, calibration.evidence, earlier)
     steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
     fit = _trained(run, module, folder, [steps, calibrate])
     return _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}

@@ -33,6 +33,7 @@ from ubmd.selection.base import Selection
 from ubmd.systems.system import System
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.calibration import AtomicCalibration, ConformalCalibration
+from ubmd.uncertainty.evidence import CrossConformal, Evidence, Prequential
 from ubmd.uncertainty.parts import foreign_parts
 
 __all__ = ["Calibration", "Potentials", "Run", "extend", "label_initial", "relaxed", "restore_label_store"]
@@ -46,6 +47,26 @@ class Calibration:
 
     atomic: AtomicCalibration
     total: ConformalCalibration
+    evidence: Evidence
+    """Which errors calibrate."""
+
+    def check(self, uncertainty: Any, *, rounds: bool = True) -> None:
+        """Refuses evidence that there cannot be.
+
+        Args:
+            uncertainty: that is to be calibrated.
+            rounds: whether potentials of earlier rounds are there.
+        """
+        if isinstance(self.evidence, CrossConformal) and not uncertainty.n_features:
+            raise InputError(
+                "calibration=cross leaves structures out of the fit of an uncertainty from features, and a "
+                f"{type(uncertainty).__name__} has none; use calibration=conformal"
+            )
+        if isinstance(self.evidence, Prequential) and not rounds:
+            raise InputError(
+                "calibration=prequential takes the labels of earlier rounds of `ubmd learn`, of which there are none "
+                "here; use calibration=conformal"
+            )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         _followed_variables(system)
     if isinstance(dynamics := new.get("dynamics"), dict):
         dynamics.setdefault("groups", 1)
+    if isinstance(calibration := new.get("calibration"), dict):
+        calibration.setdefault("evidence", {"_target_": "ubmd.uncertainty.Split"})
     if isinstance(bias, dict) and isinstance(variables := bias.get("variables"), list):
         bias["variables"] = {name: node for part in variables for name, node in _single_variables(part).items()}
     if isinstance(bias, dict) and str(bias.get("_target_")).removeprefix("ubmd.bias.") in _BIASES:

@@ -25,6 +25,7 @@ from ubmd.uncertainty.calibration import (
 )
 from ubmd.uncertainty.distance import Distance, farthest_points
 from ubmd.uncertainty.ensemble import EnsembleUncertainty
+from ubmd.uncertainty.evidence import CrossConformal, Prequential, Split
 from ubmd.uncertainty.feature_uncertainty import DistanceUncertainty, FeatureUncertainty
 from ubmd.uncertainty.features import FullGradients, LastLayer, SketchedGradients
 from ubmd.uncertainty.posterior import Posterior, whitening_matrix
@@ -35,6 +36,7 @@ __all__ = [
     "CalibrationData",
     "CalibrationSizeError",
     "ConformalCalibration",
+    "CrossConformal",
     "Distance",
     "DistanceUncertainty",
     "EnsembleUncertainty",
@@ -46,7 +48,9 @@ __all__ = [
     "LastLayer",
     "MondrianCalibration",
     "Posterior",
+    "Prequential",
     "SketchedGradients",
+    "Split",
     "Uncertainty",
     "atomic_error",
     "calibrate",

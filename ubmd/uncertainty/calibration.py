@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ase.data import chemical_symbols
@@ -58,17 +58,19 @@ def required_size(alpha: float) -> int:
     return math.ceil(1 / alpha - _ROUNDING) - 1
 
 
-def conformal_factor(error: Tensor, uncertainty: Tensor, alpha: float) -> float:
+def conformal_factor(error: Tensor, uncertainty: Tensor, alpha: float, weight: Tensor | None = None) -> float:
     """The factor s for which P(error <= s u) >= 1 - alpha for a new, exchangeable value.
 
     s is the k-th smallest ratio error / u with k = ceil((1 - alpha) (n + 1)): the quantile with its
     finite-sample correction. A ratio of 0 / 0 counts as 0. A zero uncertainty with a non-zero error
-    would need an infinite factor and is an error.
+    would need an infinite factor and is an error. With weights, s is the smallest ratio such that the values up to it
+    have a share of 1 - alpha of all weights, to which the new value adds 1; weights of 1 change nothing.
 
     Args:
         error: [n] non-negative.
         uncertainty: [n] non-negative, same unit as ``error`` once multiplied by the factor.
         alpha: accepted rate of errors above the calibrated uncertainty.
+        weight: [n] from 0 to 1, of values that are less and less like the new one; None: all are like it.
 
     Raises:
         CalibrationSizeError: if n is too small, k > n.
@@ -77,11 +79,16 @@ def conformal_factor(error: Tensor, uncertainty: Tensor, alpha: float) -> float:
     ratio = _ratios(error, uncertainty)
     _check_alpha(alpha)
     n = len(ratio)
-    if n < required_size(alpha):
+    if _size(ratio, weight) < required_size(alpha) - _ROUNDING:
         raise CalibrationSizeError(
-            f"calibration with alpha={alpha} needs at least {required_size(alpha)} values, got {n}; "
-            "label more validation structures or raise alpha"
+            f"calibration with alpha={alpha} needs at least {required_size(alpha)} values, got "
+            f"{_size(ratio, weight):g}; label more validation structures or raise alpha"
         )
+    if weight is not None:
+        order = ratio.argsort()
+        sums = weight.to(ratio)[order].cumsum(0)
+        k = int((sums < (1 - alpha) * (sums[-1] + 1) - _ROUNDING).sum())
+        return float(ratio[order[min(k, n - 1)]])
     k = math.ceil((1 - alpha) * (n + 1) - _ROUNDING)
     return float(ratio.sort().values[min(max(k, 1), n) - 1])
 
@@ -104,35 +111,39 @@ class ConformalCalibration:
         if self.too_small not in ("error", "maximum"):
             raise InputError(f"calibration.too_small must be 'error' or 'maximum', got {self.too_small!r}")
 
-    def factor(self, error: Tensor, uncertainty: Tensor, what: str) -> float:
+    def factor(self, error: Tensor, uncertainty: Tensor, what: str, weight: Tensor | None = None) -> float:
         """The conformal factor for errors [n] and uncertainties [n].
 
         Args:
             error: [n].
             uncertainty: [n].
             what: what is calibrated, for messages, e.g. "atoms".
+            weight: [n], see :func:`conformal_factor`.
 
         Raises:
             CalibrationSizeError: with too few values, unless ``too_small`` is "maximum".
             InputError: for values that are not finite or have no factor, or no values at all.
         """
         try:
-            needed = required_size(self.alpha)
-            if self.too_small == "error" or not 0 < len(error) < needed:
-                return conformal_factor(error, uncertainty, self.alpha)
-            message = "calibration of %s with %d values, but alpha=%s needs %d: the largest ratio is used"
-            log.warning(message, what, len(error), self.alpha, needed)
+            needed, size = required_size(self.alpha), _size(error, weight)
+            if self.too_small == "error" or not 0 < size < needed - _ROUNDING:
+                return conformal_factor(error, uncertainty, self.alpha, weight)
+            message = "calibration of %s with %g values, but alpha=%s needs %d: the largest ratio is used"
+            log.warning(message, what, size, self.alpha, needed)
             return float(_ratios(error, uncertainty).max())
         except InputError as problem:
             raise type(problem)(f"{what}: {problem}") from None
 
-    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
+    def atomic_factors(
+        self, error: Tensor, uncertainty: Tensor, numbers: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Conformal factors by atomic number: one for all elements.
 
         Args:
             error: [n].
             uncertainty: [n].
             numbers: [n] atomic numbers.
+            weight: [n], see :func:`conformal_factor`.
 
         Returns:
             [119] float64.
@@ -140,7 +151,7 @@ class ConformalCalibration:
         Raises:
             CalibrationSizeError, InputError: as :meth:`factor`.
         """
-        factor = self.factor(error, uncertainty, "atoms")
+        factor = self.factor(error, uncertainty, "atoms", weight)
         return torch.full((N_ELEMENTS,), factor, dtype=torch.float64, device=error.device)
 
 
@@ -164,7 +175,9 @@ class MondrianCalibration:
         if self.too_few not in ("error", "pooled"):
             raise InputError(f"calibration.too_few must be 'error' or 'pooled', got {self.too_few!r}")
 
-    def atomic_factors(self, error: Tensor, uncertainty: Tensor, numbers: Tensor) -> Tensor:
+    def atomic_factors(
+        self, error: Tensor, uncertainty: Tensor, numbers: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Conformal factors by atomic number: one for each element.
 
         Elements without any atom have the factor of all elements together, whatever ``too_few`` is.
@@ -173,6 +186,7 @@ class MondrianCalibration:
             error: [n].
             uncertainty: [n].
             numbers: [n] atomic numbers.
+            weight: [n], see :func:`conformal_factor`.
 
         Returns:
             [119] float64; entry 0, which is no element, holds the factor of all elements together.
@@ -181,12 +195,13 @@ class MondrianCalibration:
             CalibrationSizeError, InputError: as :meth:`ConformalCalibration.factor`, for any element.
         """
         pooled = ConformalCalibration(self.alpha, self.too_small)
-        factors = pooled.atomic_factors(error, uncertainty, numbers)
+        factors = pooled.atomic_factors(error, uncertainty, numbers, weight)
         own = ConformalCalibration(self.alpha, "error")
         for number in numbers.unique().tolist():
             symbol, members = chemical_symbols[number], numbers == number
             try:
-                factors[number] = own.factor(error[members], uncertainty[members], f"{symbol} atoms")
+                share = None if weight is None else weight[members]
+                factors[number] = own.factor(error[members], uncertainty[members], f"{symbol} atoms", share)
             except CalibrationSizeError as problem:
                 if self.too_few == "error":
                     raise
@@ -212,6 +227,10 @@ class CalibrationData:
     """[n_systems] eV/atom."""
     numbers: Tensor
     """[n_atoms] atomic numbers."""
+    atomic_weight: Tensor | None = None
+    """[n_atoms], see :func:`conformal_factor`; None: all alike."""
+    total_weight: Tensor | None = None
+    """[n_systems], likewise."""
 
     @classmethod
     def of(cls, prediction: Prediction, batch: AtomicBatch) -> CalibrationData:
@@ -232,10 +251,17 @@ class CalibrationData:
             numbers=batch.numbers,
         )
 
+    def to(self, device: torch.device) -> CalibrationData:
+        """The same data on a device."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
+
     @classmethod
     def cat(cls, parts: Sequence[CalibrationData]) -> CalibrationData:
-        """Joins the data of several batches."""
-        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+        """Joins the data of several batches, of which all or none have weights."""
+        columns = {f.name: [getattr(p, f.name) for p in parts] for f in fields(cls)}
+        known: dict[str, Any] = {name: torch.cat(values) for name, values in columns.items() if values[0] is not None}
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -254,8 +280,8 @@ class Factors:
             CalibrationSizeError, InputError: as the calibrations do.
         """
         return cls(
-            atomic.atomic_factors(data.atomic_error, data.atomic_uncertainty, data.numbers),
-            total.factor(data.total_error, data.total_uncertainty, "structures"),
+            atomic.atomic_factors(data.atomic_error, data.atomic_uncertainty, data.numbers, data.atomic_weight),
+            total.factor(data.total_error, data.total_uncertainty, "structures", data.total_weight),
         )
 
 
@@ -333,6 +359,11 @@ def held_out_coverage(
 def _check_alpha(alpha: float) -> None:
     if not 0 < alpha < 1:
         raise InputError(f"alpha must lie between 0 and 1, got {alpha}")
+
+
+def _size(values: Tensor, weight: Tensor | None) -> float:
+    """How many values there are, those of a small weight counting less."""
+    return len(values) if weight is None else weight.double().sum().item()
 
 
 def _ratios(error: Tensor, uncertainty: Tensor) -> Tensor:
