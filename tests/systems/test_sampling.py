@@ -80,6 +80,30 @@ def test_draws_distinct_frames_of_the_whole_trajectory(monkeypatch):
     assert max(steps) <= 2000
 
 
+def test_several_trajectories_share_the_time(monkeypatch):
+    seeds: list[tuple[int, int]] = []
+    steps: list[list[int]] = []
+    make, positions_at = sampling._Langevin.__init__, sampling._Langevin.positions_at
+
+    def made(self, cmap, temperature, timestep_fs, friction_per_ps, *own):
+        seeds.append(own)
+        steps.append([])
+        make(self, cmap, temperature, timestep_fs, friction_per_ps, *own)
+
+    def recorded(self, step):
+        steps[-1].append(step)
+        return positions_at(self, step)
+
+    monkeypatch.setattr(sampling._Langevin, "__init__", made)
+    monkeypatch.setattr(sampling._Langevin, "positions_at", recorded)
+    structures = sample_ff19sb(100, duration_ps=1.0, seed=3, trajectories=4)
+    assert steps == [[20 * (k + 1) for k in range(25)]] * 4  # all frames that there are
+    assert len(set(seeds)) == 4
+    assert len({a.positions.tobytes() for a in structures}) == 100
+    with pytest.raises(InputError, match="96 frames"):
+        sample_ff19sb(100, duration_ps=0.96, seed=3, trajectories=4)
+
+
 def test_energy_agrees_with_equipartition():
     """60 vibrations hold kT/2 each above the minimum, roughly: torsions are no springs."""
     energies = np.array([a.info["REF_energy"] for a in sample_ff19sb(300, duration_ps=60.0, seed=1)])
@@ -91,7 +115,8 @@ def test_energy_agrees_with_equipartition():
 
 
 @pytest.mark.parametrize(
-    "name", ["n_structures", "duration_ps", "temperature", "timestep_fs", "friction_per_ps", "record_every"]
+    "name",
+    ["n_structures", "duration_ps", "temperature", "timestep_fs", "friction_per_ps", "record_every", "trajectories"],
 )
 def test_values_must_be_positive(name):
     with pytest.raises(InputError, match=name):
@@ -107,6 +132,7 @@ def test_cache_is_honoured_and_settings_are_compared(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "test.extxyz"
     made = cached_test_set(path, partial(sample_ff19sb, 3, duration_ps=1.0, seed=1))
     direct = sample_ff19sb(3, duration_ps=1.0, seed=1)
+    assert "trajectories" not in read(path, 0).info["sampling"]  # as files of earlier versions have it
     for a, b in zip(made, direct, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         assert a.info == b.info
