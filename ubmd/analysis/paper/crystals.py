@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ubmd.analysis import style
@@ -49,12 +50,12 @@ def draw_fig5(temperatures: Mapping[float | None, Sequence[Setting]]) -> Drawn:
     first, *others = rows_of(fig, heights)
     main = next(iter(temperatures.values()))
     shown = learning_row(first, _ERRORS, main, missing)
-    for part, (temperature, settings) in zip(others, temperatures.items(), strict=True):
+    for part, letter, (temperature, settings) in zip(others, "defghij", temperatures.items(), strict=False):
         axes = part.subplots(1, 4)
         drawn = [_volume_panel(axes[0], settings, missing), *_error_panels(axes[1:], settings, missing)]
-        keep_panels(part, axes, drawn, lettered=False)
+        keep_panels(part, axes, drawn, lettered=False, legend=settings is not main)
         if temperature is not None and any(drawn):
-            part.supylabel(f"{temperature:g} K", fontsize=9, color=style.INK)
+            part.supylabel(f"({letter}) {temperature:g} K", fontsize=9, color=style.INK)
         shown = shown or any(drawn)
     if not shown:
         raise NotDrawnError(" ".join(missing))
@@ -251,7 +252,7 @@ def _error_panel(
     ax.set_yscale("log")
     ax.set_ylim(heights.min() / 1.3, heights.max() * 1.3)
     log_ticks(ax.yaxis, heights.max() / heights.min())
-    ax.set_ylabel(label)
+    ax.set_ylabel(label.replace(" (", "\n("))
     axis = _axis(settings[0].sources[0])
     _dress(ax, axis, (edges[0], edges[-1]))
     axis.shade(ax, vertical=True, named=False)
@@ -287,7 +288,7 @@ def _evolution_row(part: Any, setting: Setting, missing: list[str]) -> bool:
         for place, (label, column) in enumerate(SQUARED.items(), start=1):
             if column in table:
                 _rounds_by_volume(axes[place], table, column, edges, colours, norm)
-                axes[place].set_ylabel(label)
+                axes[place].set_ylabel(label.replace(" (", "\n("))
                 _dress(axes[place], axis, (edges[0], edges[-1]))
                 axis.shade(axes[place], vertical=True, named=False)
                 shown[place] = True
@@ -333,4 +334,5 @@ def _dress(ax: Axes, axis: VariableAxis, limits: tuple[float, float]) -> None:
     axis.tick(ax.xaxis)
     ax.set_xlabel("Volume (Å³)")
     ax.set_xlim(*limits)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     style.style_axes(ax)
