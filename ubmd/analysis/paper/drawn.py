@@ -56,5 +56,5 @@ def footer(figure: Figure, settings: Sequence[Setting]) -> None:
     sources = [source for setting in settings for source in setting.sources]
     seeds = sorted({str(source.result.seed) for source in sources})
     rounds = max(len(source.result.rounds) for source in sources)
-    text = f"{len(sources)} runs of {len(settings)} settings, seeds {', '.join(seeds)}, up to {rounds} rounds"
+    text = f"runs: {len(sources)}, settings: {len(settings)}, seeds: {', '.join(seeds)}, rounds: up to {rounds}"
     figure.supxlabel(text, fontsize=6.5, color="#8C8C8C", x=0.995, ha="right")

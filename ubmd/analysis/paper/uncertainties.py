@@ -75,8 +75,10 @@ def draw_fig2(fits: Sequence[CalibratedFit], missing: Sequence[str] = ()) -> Dra
             if row == 0:
                 ax.set_title(method, fontsize=9, color=style.INK)
         axes[row, 0].set_ylabel(f"{size[0]} + {size[1]} structures\nMax. force RMSE (eV/Å)")
-    for ax in axes[-1]:
-        ax.set_xlabel("Max. uncertainty (eV/Å)")
+    for column in axes.T:
+        lowest = [ax for ax in column if ax.figure is not None][-1]
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel("Max. uncertainty (eV/Å)")
     fig.supxlabel(f"{len(fits)} fits", fontsize=6.5, color=style.GREY, x=0.995, ha="right")
     return Drawn(_caption(fits, sentences), fig, missing=tuple(sentences))
 
