@@ -10,6 +10,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -252,7 +253,8 @@ def test_evaluate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(epochs=10) == 0
     potential = only(here / "train") / "model.ckpt"
     capsys.readouterr()
-    assert evaluate("batch_size=4", potential=potential) == 0
+    volume = "+variables.volume._target_=ubmd.observables.Volume"
+    assert evaluate("batch_size=4", volume, potential=potential) == 0
     run = only(here / "evaluate")
     found, expected = metrics_of(run), expected_metrics(potential, TEST)
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
@@ -275,10 +277,18 @@ def test_evaluate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
             errors[z] += list(error)
     expected_species = {s: np.sqrt(np.mean(np.square(errors[z]))) for s, z in (("Cu", 29), ("Au", 79))}
     assert found["force_rmse_ev_per_ang_by_species"] == pytest.approx(expected_species, rel=1e-4)
-    assert (run / "figures" / "calibration.png").is_file()
+    drawn = {"calibration.png", "calibration_curve.png", "error_by_volume.png"}
+    assert {f.name for f in (run / "figures").iterdir()} >= drawn
+    atomic = np.concatenate([frame.arrays["atomic_uncertainty"] for frame in frames])
+    error = np.concatenate([f.arrays["model_forces"] - f.arrays["REF_forces"] for f in frames])
+    rank = scipy.stats.spearmanr(atomic, np.sqrt(np.mean(error**2, axis=1))).statistic
+    assert found["spearman_atom"] == pytest.approx(rank, abs=1e-3)
+    assert found["force_max_ev_per_ang"] == pytest.approx(np.abs(error).max(), rel=1e-3)
+    assert sum(found["by_variable"]["volume"]["n_structures"]) == len(TEST)
     shown = capsys.readouterr().out
     assert f"{found['energy_mae_mev_per_atom']:.2f}" in shown
-    assert evaluate("batch_size=4", potential=potential) == 0
+    assert "miscalibration area" in shown
+    assert evaluate("batch_size=4", volume, potential=potential) == 0
     assert capsys.readouterr().out == shown
 
 
@@ -421,6 +431,7 @@ def test_bad_input_for_evaluate(here: Path, capsys: pytest.CaptureFixture[str]) 
         ({}, ("batch_size=0",), "batch_size=0 must be above 0"),
         ({}, ("logger=csv",), "logger: `ubmd evaluate` logs to no logger"),
         ({}, ("device=cuda:99",), "device=cuda:99 is not available"),
+        ({}, ("+variables.phi={_target_: ubmd.observables.Torsion, atoms: [0, 1, 2, 9]}",), "atom"),
         ({}, ("potentail=x",), "potentail is not a key of `ubmd evaluate`; did you mean potential?"),
     ):
         assert evaluate(*overrides, **({"potential": potential} | arguments)) == 2

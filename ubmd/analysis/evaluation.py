@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
 from ubmd.analysis.figures import calibration_scatter
 from ubmd.data.batch import collate
@@ -147,11 +148,10 @@ def half_confidence(
 def error_metrics(found: Evaluation, half: Evaluation | None = None) -> dict[str, Any]:
     """Errors, the units in their names, and coverage.
 
-    MAE and RMSE of the energy per atom, the force components and, of the structures that have one, the stress
-    components;
-    ``force_rmse_ev_per_ang_by_species``; ``coverage_atom`` and ``coverage_total``, the shares of atoms and of
-    structures whose error does not exceed its calibrated uncertainty; with ``half``, which is ``found`` at the
-    confidence of alpha = 0.5, both with ``_50`` for it.
+    MAE, RMSE and the largest error of the energy per atom, the force components and, of the structures that have one,
+    the stress components; those of forces also ``_by_species``; ``coverage_atom`` and ``coverage_total``, the shares
+    of atoms and of structures whose error does not exceed its calibrated uncertainty; with ``half``, which is ``found``
+    at the confidence of alpha = 0.5, both with ``_50`` for it.
     """
     out: dict[str, Any] = {"n_structures": len(found.n_atoms), "n_atoms": len(found.numbers)}
     errors = {
@@ -163,18 +163,30 @@ def error_metrics(found: Evaluation, half: Evaluation | None = None) -> dict[str
         out["n_structures_with_stress"] = int(known.sum())
         errors["stress_{}_mpa"] = (found.stress[0] - found.stress[1])[known] / MPA
     for name, values in errors.items():
-        out[name.format("mae")] = float(np.abs(values).mean())
-        out[name.format("rmse")] = float(np.sqrt(np.square(values).mean()))
+        out |= _summary(name, values)
     force = errors["force_{}_ev_per_ang"]
-    out["force_rmse_ev_per_ang_by_species"] = {
-        chemical_symbols[z]: float(np.sqrt(np.square(force[found.numbers == z]).mean()))
-        for z in sorted(set(found.numbers.tolist()))
-    }
+    species = {chemical_symbols[z]: found.numbers == z for z in sorted(set(found.numbers.tolist()))}
+    for name in _summary("force_{}_ev_per_ang", force):
+        out[f"{name}_by_species"] = {}
+    for symbol, members in species.items():
+        for name, value in _summary("force_{}_ev_per_ang", force[members]).items():
+            out[f"{name}_by_species"][symbol] = value
     for suffix, level in (("", found), ("_50", half)):
         if level is not None:
             out[f"coverage_atom{suffix}"] = _covered(level.atomic_error, level.atomic_uncertainty)
             out[f"coverage_total{suffix}"] = _covered(level.total_error, level.uncertainty)
     return out
+
+
+def _summary(name: str, errors: Array) -> dict[str, float]:
+    """MAE, RMSE and the largest of errors of any shape, by names that are made of ``name``."""
+    found = torch.as_tensor(errors).flatten()
+    none = torch.zeros_like(found)
+    return {
+        name.format("mae"): float(mean_absolute_error(found, none)),
+        name.format("rmse"): float(mean_squared_error(found, none, squared=False)),
+        name.format("max"): float(found.abs().max()),
+    }
 
 
 def _covered(error: Array, uncertainty: Array) -> float:
@@ -188,7 +200,7 @@ def errors_table(columns: dict[str, dict[str, Any]]) -> Table:
     table.add_column("")
     for name, metrics in columns.items():
         table.add_column(f"{name}\n{metrics['n_structures']} structures", justify="right")
-    by_species = [m["force_rmse_ev_per_ang_by_species"] for m in columns.values()]
+    symbols = {s: None for m in columns.values() for s in m["force_rmse_ev_per_ang_by_species"]}
 
     def add(label: str, values: Sequence[float | None], form: str) -> None:
         if any(value is not None for value in values):
@@ -197,18 +209,25 @@ def errors_table(columns: dict[str, dict[str, Any]]) -> Table:
     def add_metric(label: str, key: str, form: str) -> None:
         add(label, [metrics.get(key) for metrics in columns.values()], form)
 
-    add_metric("energy MAE, meV/atom", "energy_mae_mev_per_atom", "{:.2f}")
-    add_metric("energy RMSE, meV/atom", "energy_rmse_mev_per_atom", "{:.2f}")
-    add_metric("force MAE, eV/Å", "force_mae_ev_per_ang", "{:.4f}")
-    add_metric("force RMSE, eV/Å", "force_rmse_ev_per_ang", "{:.4f}")
-    for symbol in dict.fromkeys(symbol for species in by_species for symbol in species):
-        add(f"  {symbol}", [species.get(symbol) for species in by_species], "{:.4f}")
-    add_metric("stress MAE, MPa", "stress_mae_mpa", "{:.1f}")
-    add_metric("stress RMSE, MPa", "stress_rmse_mpa", "{:.1f}")
+    for kind, word in (("mae", "MAE"), ("rmse", "RMSE"), ("max", "largest error")):
+        add_metric(f"energy {word}, meV/atom", f"energy_{kind}_mev_per_atom", "{:.2f}")
+    for kind, word in (("mae", "MAE"), ("rmse", "RMSE"), ("max", "largest error")):
+        key = f"force_{kind}_ev_per_ang"
+        add_metric(f"force {word}, eV/Å", key, "{:.4f}")
+        for symbol in symbols:
+            add(f"  {symbol}", [m.get(f"{key}_by_species", {}).get(symbol) for m in columns.values()], "{:.4f}")
+    for kind, word in (("mae", "MAE"), ("rmse", "RMSE"), ("max", "largest error")):
+        add_metric(f"stress {word}, MPa", f"stress_{kind}_mpa", "{:.1f}")
     add_metric("errors covered, atoms", "coverage_atom", "{:.1%}")
     add_metric("errors covered, structures", "coverage_total", "{:.1%}")
     add_metric("  with α = 0.5, atoms", "coverage_atom_50", "{:.1%}")
     add_metric("  with α = 0.5, structures", "coverage_total_50", "{:.1%}")
+    for kind, what in (("atom", "atoms"), ("total", "structures")):
+        add_metric(f"uncertainty and error, {what}: Pearson", f"pearson_{kind}", "{:.2f}")
+        add_metric("  Spearman", f"spearman_{kind}", "{:.2f}")
+        add_metric("  miscalibration area", f"miscalibration_area_{kind}", "{:.3f}")
+    add_metric("sharpness of forces, eV/Å", "sharpness_atom_ev_per_ang", "{:.4f}")
+    add_metric("sharpness of energies, meV/atom", "sharpness_total_mev_per_atom", "{:.2f}")
     return table
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ubmd.analysis.by_variable import draw_by_variable, errors_by_variable
 from ubmd.analysis.evaluation import error_metrics, evaluate_structures, predicted_structures
+from ubmd.analysis.figures import save_figure
+from ubmd.analysis.reliability import calibration_curves, uncertainty_metrics
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
-from ubmd.config import plain
+from ubmd.config import build, plain
 from ubmd.data.io import read_labelled, write_structures
 from ubmd.errors import InputError
 from ubmd.interfaces.ase import check_elements, torch_device
+from ubmd.observables.base import values_of
 from ubmd.progress import run_progress
 from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
@@ -24,7 +28,8 @@ __all__ = ["evaluate"]
 def evaluate(cfg: DictConfig) -> float:
     """Compares the potential in ``cfg.potential`` with the labels in ``cfg.structures``.
 
-    Writes into the run folder ``metrics.json``, ``predictions.extxyz`` and ``figures/calibration.png``.
+    Writes into the run folder ``metrics.json``, ``predictions.extxyz`` and, in ``figures``, ``calibration.png``,
+    ``calibration_curve.png`` and ``error_by_<variable>.png`` of the variables in ``cfg.variables``.
 
     Returns:
         the force RMSE, eV/Å (for sweepers).
@@ -43,6 +48,8 @@ def evaluate(cfg: DictConfig) -> float:
     for number, atoms in enumerate(structures):
         known = trained.species
         check_elements(atoms, known, f"structure {number} of {cfg.structures}", cfg.potential)
+    variables = build(cfg, "variables") if cfg.variables else {}
+    values_of(variables, structures)  # refuses those that a structure does not have
     folder = Path(cfg.paths.run)
     open_run(
         RoundStore(folder),
@@ -62,8 +69,11 @@ def evaluate(cfg: DictConfig) -> float:
             )
         write_structures(folder / "predictions.extxyz", predicted_structures(structures, found))
         draw_calibration(found, cfg.alpha, folder)
-        metrics = error_metrics(found)
+        save_figure(calibration_curves(found, cfg.alpha), folder / "figures" / "calibration_curve.png")
+        draw_by_variable(found, structures, variables, folder / "figures")
+        metrics = error_metrics(found) | uncertainty_metrics(found, cfg.alpha)
+        metrics["by_variable"] = errors_by_variable(found, structures, variables)
         write_json(folder / "metrics.json", metrics)
-        written = f"{folder}: metrics.json, predictions.extxyz, figures/calibration.png"
+        written = f"{folder}: metrics.json, predictions.extxyz, figures/"
         report_errors({Path(cfg.structures).name: metrics}, written, progress.console)
     return metrics["force_rmse_ev_per_ang"]
