@@ -26,7 +26,7 @@ from benchmarks import report
 from benchmarks.apax import apax_rows
 from benchmarks.rows import Found, Setting, run_group
 
-GROUPS = ("alanine", "methods", "demo", "processes", "crystals", "others")
+GROUPS = ("alanine", "products", "methods", "demo", "processes", "crystals", "others")
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 
