@@ -48,6 +48,7 @@ TINY = [
     "dynamics.stopping.uncertainty_threshold=1000",
     "dynamics.integrator.dt=0.1",
     "bias.window=20",
+    "bias.every=1",
     "data.test.sample.n_structures=10",
     "data.test.sample.duration_ps=1",
 ]

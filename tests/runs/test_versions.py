@@ -22,6 +22,9 @@ COMMAND = (
     *("dynamics.checkpoint_interval=10", "dynamics.stopping.max_steps=60"),
     *("dynamics.stopping.uncertainty_threshold=1000", "bias.window=20", "data.test.sample.n_structures=10"),
     *("executor=serial", "seed=3"),
+    # what the experiment was then
+    *("training=default", "data.batch_size=8", "trainer.max_epochs=-1", "bias.every=1", "learning.max_rounds=7"),
+    "data.test.sample.trajectories=1",
 )
 
 
@@ -58,7 +61,8 @@ def test_classes_have_moved() -> None:
     followed = ("system.torsions", "system.variables")
     changed = {key for key in differences(old, new) if not key.endswith("._target_") and not key.startswith(followed)}
     moved = {"training.betas", "training.eps", "optimizer.betas", "optimizer.eps"}
-    assert changed == moved | {"optimizer._partial_", "scheduler._partial_", "bias.every", "dynamics.groups"}
+    added = {"bias.every", "dynamics.groups", "data.test.sample.trajectories"}
+    assert changed == moved | added | {"optimizer._partial_", "scheduler._partial_"}
     assert new["calibration"]["evidence"] == {"_target_": "ubmd.uncertainty.Split"}
     assert (new["bias"]["every"], new["dynamics"]["groups"]) == (1, 1)
     assert upgraded(new) == new

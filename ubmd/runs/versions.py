@@ -34,7 +34,16 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         bias["variables"] = {name: node for part in variables for name, node in _single_variables(part).items()}
     if isinstance(bias, dict) and str(bias.get("_target_")).removeprefix("ubmd.bias.") in _BIASES:
         bias.setdefault("every", 1)
+    _sampled_test_set(new.get("data"))
     return new
+
+
+def _sampled_test_set(data: Any) -> None:
+    """Test sets from dynamics were of one trajectory."""
+    test = data.get("test") if isinstance(data, dict) else None
+    sample = test.get("sample") if isinstance(test, dict) else None
+    if isinstance(sample, dict) and str(sample.get("_target_")).endswith(".sample_ff19sb"):
+        sample.setdefault("trajectories", 1)
 
 
 def _followed_variables(system: dict[str, Any]) -> None:
