@@ -67,7 +67,7 @@ class Subject:
         if kind == "uncertain":
             return UncertainPotential(plain, self.uncertainty)
         bias = build(configuration(*options), "bias") if options else build(self.cfg, "bias")
-        return bias(potential=plain, uncertainty=self.uncertainty)
+        return bias(potential=plain, uncertainty=self.uncertainty).to(self.module.device)
 
     @property
     def dynamics(self) -> WalkerExploration:
