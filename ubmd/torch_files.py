@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ class DamagedFileError(Exception):
     """The bytes are not what ``torch.save`` wrote."""
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, also: Sequence[Any] = ()) -> Any:
     """Tensors (on the CPU) and plain types of a file; no code of it is run.
 
     torch itself would take any bytes of a tensor for its numbers, and memory for whatever size a compressed file
     claims; so the archive is looked at first: stored as it is, no larger than the file, every checksum right.
+
+    Args:
+        path: the file.
+        also: further classes and functions that the file may name, as ``torch.serialization.safe_globals`` takes them.
 
     Raises:
         DamagedFileError: for anything else.
@@ -35,7 +40,8 @@ def read_torch_file(path: Path) -> Any:
             wrong = archive.testzip()
         if wrong is not None:
             raise DamagedFileError(f"checksum of {wrong}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(also)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, DamagedFileError):
         raise
     except Exception as error:  # damaged bytes raise anything from EOFError to UnicodeDecodeError

@@ -111,7 +111,8 @@ def _prepare(cfg: DictConfig) -> _Job:
         seed=seed,
         members=n_members(model),
     )
-    if cfg.training.get("start") is None:  # else it may know elements that are not trained on
+    known = cfg.training.get("start") is not None or getattr(model, "pretrained", False)
+    if not known:  # else it may know elements that are not trained on
         files.check_trained(datamodule)
     fits.limits(len(datamodule.train_indices), datamodule.batch_size)
     return _Job(files, datamodule, module, uncertainty, made, fits)

@@ -24,6 +24,11 @@ The rest is optional:
 ``n_features``                     width of ``AtomicOutput.features``
 ``layer_sizes``                    [(d_l, d_(l+1)), ...] of ``AtomicOutput.layers``
 ``parameter_groups()``             names of groups of parameters with learning rates of their own
+``pretrained = True``              its energies are those of atoms, eV, from weights of elsewhere: a fit begins with
+                                   them, and atomic energies are what they lack
+``portable``                       arguments of the constructor that a potential's file has in place of those given,
+                                   such as the sizes of a network in place of the file that it came from
+``sizeless = False``               it cannot be made on torch's ``meta`` device
 ``fit_scale_shift(...)``           atomic energies of its own, see :mod:`ubmd.models.scale_shift`, which other
                                    models are given from outside
 ``explicit(batch)``                output with derivatives that the model computes itself (:class:`Explicit`), or None

@@ -55,6 +55,7 @@ class Ensemble(nn.Module):
             raise InputError(f"model.n_members={n_members} must be at least 2; use model=gmnn for one network")
         if n_members > MOST_MEMBERS:
             raise InputError(f"model.n_members={n_members} must be at most {MOST_MEMBERS}")
+        _check_members(member)
         members = [make_model(member, species=species, seed=member_seed(seed, j)) for j in range(n_members)]
         self.n_members = n_members
         self.cutoff: float = members[0].cutoff  # pyright: ignore[reportAttributeAccessIssue]
@@ -170,6 +171,15 @@ class ModuleStack(nn.Module):
     def _energies(self, state: dict[str, Tensor], *geometry: Tensor | AtomicBatch) -> Tensor:
         output: AtomicOutput = functional_call(self.network, state, geometry)
         return output.energies
+
+
+def _check_members(member: Callable[..., nn.Module]) -> None:
+    kind = getattr(member, "func", member)
+    if getattr(kind, "pretrained", False):
+        raise InputError(
+            f"model.member={kind.__name__} starts from the same weights in each member, which would stay the same; use "
+            "it alone, with uncertainty=posterior or distance"
+        )
 
 
 def _check_buffers(members: Sequence[nn.Module]) -> None:

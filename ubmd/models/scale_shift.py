@@ -113,6 +113,8 @@ class ShiftedModel(nn.Module):
 class ScaleShift(ShiftedModel):
     """Any model with scales and shifts: its energies are the y of Eq. 10, best of order 1 at first.
 
+    Those of a ``pretrained`` model are in eV already, and only shifts have the unit c: E_i = rho y + c mu.
+
     Args:
         model: the model.
         species: chemical symbols that it knows.
@@ -131,6 +133,7 @@ class ScaleShift(ShiftedModel):
         self.by_pair_vectors = by_pair_vectors(model)
         self.n_features = int(getattr(model, "n_features", 0))
         self.layer_sizes = layer_sizes(model)
+        self.pretrained = bool(getattr(model, "pretrained", False))
         self._know(numbers)
         self.scale = nn.Parameter(torch.ones(len(numbers)))
         self.shift = nn.Parameter(torch.zeros(len(numbers), dtype=torch.float64))
@@ -143,7 +146,8 @@ class ScaleShift(ShiftedModel):
         batch = geometry[-1]
         assert isinstance(batch, AtomicBatch)
         species = self.index[batch.numbers]
-        energies = self.energy_unit * self.scale[species] * output.energies
+        scale = self.scale[species] if self.pretrained else self.energy_unit * self.scale[species]
+        energies = scale * output.energies
         return replace(output, energies=energies.double() + self.shifts()[species])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

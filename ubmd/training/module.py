@@ -154,15 +154,17 @@ class PotentialModule(LightningModule):
     def initialise(self, batches: Iterable[AtomicBatch]) -> None:
         """Sets atomic energies by regression on the training structures (Eq. 10).
 
-        With weights of an earlier fit, whose shifts are only corrected by what is missing.
+        With weights of an earlier fit, whose shifts are only corrected by what is missing. Those of a model with
+        weights of elsewhere are all that is missing.
         """
         if self.started:
             correct_shift(self.potential, batches)
             return
+        known = getattr(self.model, "pretrained", False)
         energies, compositions = [], []
         for batch in batches:
             assert batch.energy is not None
-            energies.append(batch.energy)
+            energies.append(batch.energy.double() - self.potential(batch).energy if known else batch.energy)
             compositions.append(self.model.composition(batch))  # pyright: ignore[reportCallIssue]
         self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions))  # pyright: ignore[reportCallIssue]
 

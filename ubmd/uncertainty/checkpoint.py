@@ -19,7 +19,7 @@ from ubmd.files import save_tensors
 from ubmd.imports import options_of
 from ubmd.models.potential import Potential
 from ubmd.models.readout import with_silu_scale
-from ubmd.models.scale_shift import make_model
+from ubmd.models.scale_shift import make_model, worn
 from ubmd.schema import hints_of, mismatch, shown
 from ubmd.secrecy import hidden
 from ubmd.torch_files import DamagedFileError, read_torch_file
@@ -50,12 +50,12 @@ def save_potential(
         path: the file.
         model: the model of atomic energies.
         uncertainty: its uncertainty, fitted.
-        model_config: what builds ``model`` (``_target_`` and arguments).
+        model_config: what builds ``model`` (``_target_`` and arguments); what a model has as ``portable`` goes before.
         uncertainty_config: what builds ``uncertainty`` once completed with ``model``.
     """
     content = {
         "format": FORMAT,
-        "model": hidden(dict(model_config)),
+        "model": hidden({**model_config, **getattr(worn(model), "portable", {})}),
         "uncertainty": hidden(dict(uncertainty_config)),
         "model_state": {k: v.cpu().contiguous() for k, v in model.state_dict().items()},
         "uncertainty_state": {k: v.cpu().contiguous() for k, v in uncertainty.state_dict().items()},
@@ -93,7 +93,8 @@ def load_potential(
         if content.get("digest", _digest(content)) != _digest(content):  # earlier versions wrote none
             raise InputError("it was changed after it was written")
         states = (_of_earlier_versions(content["model"], states[0]), states[1])
-        if not foreign:  # what others do when they are built may need numbers
+        # what others do when they are built may need numbers
+        if not foreign and getattr(find(content["model"]["_target_"]), "sizeless", True):
             with torch.device("meta"):  # sizes without memory
                 _check_states(_made(content, find), states)
         made = _made(content, find)

@@ -23,6 +23,7 @@ from ubmd.errors import InputError
 from ubmd.imports import locate
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
+from ubmd.models.sevennet import SevenNet
 from ubmd.schema import shown
 from ubmd.uncertainty import (
     DistanceUncertainty,
@@ -47,7 +48,7 @@ _OF_UNCERTAINTY = (
     FullGradients,
 )
 PARTS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, *_OF_UNCERTAINTY)}
+    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, SevenNet, *_OF_UNCERTAINTY)}
     | {f"ubmd.uncertainty.{part.__name__}": part for part in _OF_UNCERTAINTY}
 )
 """ubmd's own parts, by the names that ``_target_`` knows them by."""
