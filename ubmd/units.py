@@ -28,3 +28,9 @@ GPA: float = float(_ase.GPa)
 
 MPA: float = 1e-3 * GPA
 """1 MPa in eV/Å³."""
+
+BOHR: float = float(_ase.Bohr)
+"""1 Bohr in Å."""
+
+HARTREE: float = float(_ase.Hartree)
+"""1 Hartree in eV."""

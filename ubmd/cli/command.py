@@ -84,6 +84,16 @@ _COMMANDS = (
             "ubmd label structures=my.xyz reference=ff19sb labelling.max_force=null",
         ),
     ),
+    Command(
+        "serve",
+        "forces of a trained potential, biased or not, for i-PI",
+        "ubmd.commands.serve:serve",
+        (
+            "ubmd serve potential=RUN/rounds/004/model.ckpt address=unix:ubmd system.structure=init.xyz",
+            "ubmd serve potential=RUN/model.ckpt address=unix:ubmd system.structure=init.xyz bias.tau=0.25",
+            "ubmd serve potential=RUN/model.ckpt address=localhost:31415 system.structure=init.xyz uncertainties=true",
+        ),
+    ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 

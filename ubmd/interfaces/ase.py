@@ -56,8 +56,8 @@ class UBMDCalculator(Calculator):
     evaluation: there is no ``every``, as the calculator cannot know which step an integrator of ASE is at.
 
     Args:
-        potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``), or what ``load_potential`` made
-            of one.
+        potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``), what ``load_potential`` made of one, or
+            a :class:`~ubmd.bias.biased.BiasedPotential`, which is taken with its bias.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto``.
         skin: Å that neighbour lists reach beyond the cutoff; they are used until an atom has moved by half
             of it, or elements, periodicity or cell change.
@@ -99,9 +99,15 @@ class UBMDCalculator(Calculator):
             self._name = str(potential)
             potential = load_potential(potential, device=device, allow=allow)
         self._model = potential.model
-        self._potential = BiasedPotential(
-            potential.potential, potential.uncertainty, tau, tau_stress, window, species_weights, rescale
-        ).to(device)
+        if not isinstance(potential, BiasedPotential):
+            potential = BiasedPotential(
+                potential.potential, potential.uncertainty, tau, tau_stress, window, species_weights, rescale
+            )
+        elif tau or tau_stress or species_weights:
+            raise InputError("tau, tau_stress and species_weights are those of the biased potential; leave them out")
+        elif potential.every > 1:
+            raise InputError(f"bias.every={potential.every} is for walkers of ubmd; here the bias acts always: use 1")
+        self._potential = potential.to(device)
         self._skin = skin
         self._listed: _Listed | None = None
         self._memory: Memory | None = None
@@ -129,6 +135,11 @@ class UBMDCalculator(Calculator):
             self.calculate(atoms, [name], all_changes)
         value = getattr(self, name)
         return value.copy() if isinstance(value, np.ndarray) else value
+
+    @property
+    def cutoff(self) -> float:
+        """Cutoff of the model, Å."""
+        return self._potential.cutoff
 
     @property
     def biased(self) -> bool:
