@@ -95,9 +95,9 @@ def test_structures_are_strained_and_their_stress_is_the_references(folders: tup
 
 def test_figures_of_a_crystal(folders: tuple[Path, Path]) -> None:
     assert {f.name for f in (folders[0] / "figures").iterdir()} == {
-        *("learning_curves.png", "calibration.png", "error_by_volume.png"),
+        *("learning_curves.png", "calibration.png", "calibration_curve.png", "error_by_volume.png"),
         *("volume.png", "volume_series.png", "cell_parameters.png"),
-        *("calibration.csv", "error_by_volume.csv"),
+        *("calibration.csv", "error_by_volume.csv", "worst.extxyz"),
     }
     table = read_numbers(folders[0] / "figures" / "error_by_volume.csv", ("volume",))
     last = table["round"] == table["round"].max()

@@ -81,7 +81,7 @@ def test_a_run_without_rounds_has_tables_too():
      (-0.149, "-0.149"), (0.00234, "0.0023"), (4.06e-5, "4e-05")],
 )  # fmt: skip
 def test_three_significant_digits(value: float, text: str):
-    assert tables._significant(value) == text
+    assert tables.significant(value) == text
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_counts_in_five_characters(value: float, text: str):
      (3569, "59m"), (3571, "1h00m"), (8000, "2h13m"), (36_000, "10h"), (471_600, "131h")],
 )  # fmt: skip
 def test_durations_in_five_characters(value: float, text: str):
-    assert tables._duration(value) == text
+    assert tables.duration(value) == text

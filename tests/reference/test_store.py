@@ -341,3 +341,14 @@ def test_two_writers_share_a_store(tmp_path):
     assert len(store) == 40
     for seed in range(40):
         assert_identical(store.get(molecule(seed), SETTINGS), make_label(seed))
+
+
+def test_failures_are_listed_with_their_structures(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.db")
+    assert store.failures() == []
+    store.put(molecule(0), SETTINGS, make_label(0))
+    store.put(molecule(1), SETTINGS, Failure("no convergence"))
+    ((atoms, failure),) = store.failures()
+    assert failure == Failure("no convergence")
+    assert atoms.positions.tobytes() == molecule(1).positions.tobytes()
+    assert len(store.labelled()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ubmd.interfaces.ase import UBMDCalculator
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, ReferenceError
 from ubmd.reference.ff19sb import FF19SB
-from ubmd.runs.metrics import COLUMNS, read_metrics
+from ubmd.runs.metrics import COLUMNS, read_metrics, write_metrics
 from ubmd.uncertainty.checkpoint import load_potential
 
 TINY = [
@@ -136,9 +137,24 @@ def test_run_folder_holds_what_the_contract_says(uninterrupted: Path) -> None:
         assert read_trajectory(folder / "trajectory.h5").n_frames == 4 * 12
         assert json.loads((folder / "round.json").read_text())["metrics"]["round"] == index
     assert {f.name for f in (uninterrupted / "figures").iterdir()} >= {
-        *("learning_curves.png", "phi_psi.png", "calibration.png")
+        *("learning_curves.png", "phi_psi.png", "calibration.png", "calibration_curve.png")
     }
     assert load_potential(uninterrupted / "rounds" / "002" / "model.ckpt").model.cutoff == 5.0
+
+
+def test_report_of_a_finished_run_and_of_one_that_was_killed(uninterrupted: Path, tmp_path: Path) -> None:
+    assert "largest force errors of the test set" in (uninterrupted / "report.html").read_text()
+    copy = tmp_path / "copy"
+    shutil.copytree(uninterrupted, copy)
+    shutil.rmtree(copy / "figures")
+    (copy / "rounds" / "002" / "round.json").unlink()
+    write_metrics(copy / "metrics.csv", read_metrics(copy / "metrics.csv")[:2])
+    assert cli.main(["report", str(copy)]) == 0
+    text = (copy / "report.html").read_text()
+    for told in ("Round 2 was begun and is not finished", "of those labelled in round 1, as predicted", "phi and psi"):
+        assert told in text
+    assert "could not be made" not in text
+    assert not (copy / "figures").exists()
 
 
 @pytest.mark.slow

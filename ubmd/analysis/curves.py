@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ __all__ = [
     "exploration_curves",
     "learning_curves",
     "learning_panel",
+    "learning_panels",
     "legend_of_settings",
     "mean_curve",
 ]
@@ -74,6 +75,19 @@ def learning_curves(rounds: Rounds) -> Figure:
         ax.plot(*values.T, "-o", color=style.BLUE, lw=1.4, ms=2.0 if small else 3.5, clip_on=False, zorder=3)
         _curve_axes(ax, label, log, values[:, 1])
     return fig
+
+
+def learning_panels(rounds: Rounds) -> Iterator[tuple[str, Figure]]:
+    """The panels of :func:`learning_curves` as figures of their own, with their labels; none without values.
+
+    Args:
+        rounds: rows of ``metrics.csv``.
+    """
+    settings = {"run": [rounds]}
+    for name, label, _ in _panels([rounds]):
+        fig, (ax,) = style.new_figure(3.1, 2.3)
+        if learning_panel(ax, name, settings, plain_looks(list(settings))):
+            yield label.replace("\n", " "), fig
 
 
 def compared_curves(settings: Mapping[str, Sequence[Rounds]], looks: Looks | None = None) -> Figure | None:

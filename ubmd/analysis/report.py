@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -20,7 +21,8 @@ from ubmd.analysis.tables import rounds_table, stage_times_table
 from ubmd.analysis.variable_figures import cell_histograms, variable_histogram, variable_series
 from ubmd.dynamics.trajectory import read_trajectory
 from ubmd.observables.autocorrelation import act
-from ubmd.observables.base import values_of
+from ubmd.observables.base import CollectiveVariable, values_of
+from ubmd.observables.states import States
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
     from ubmd.runs.store import RoundStore
     from ubmd.systems.system import System
 
-__all__ = ["explorations", "report_run", "round_analysis"]
+__all__ = ["UNTESTED", "explorations", "explored_figures", "report_run", "round_analysis", "shown_rows"]
+
+Row = Mapping[str, float | int | None]
+
+UNTESTED = "without data.test, the errors below are those of the validation structures"
 
 
 def explorations(store: RoundStore, last: int) -> list[tuple[int, Exploration]]:
     """(round, exploration) of every round up to ``last`` that explored."""
-    folders = [store.folder(index) for index in range(last + 1)]
+    folders = [store.round(index) for index in range(last + 1)]
     return [(f.index, read_trajectory(f.trajectory)) for f in folders if f.trajectory.exists()]
 
 
@@ -75,6 +81,14 @@ def round_analysis(
     return out
 
 
+def shown_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows for :func:`~ubmd.analysis.tables.rounds_table`; without a test set the errors are those of validation."""
+    if is_tested(rows):
+        return list(rows)
+    errors = ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang")
+    return [{**row, **{name: row.get(f"valid_{name}") for name in errors}} for row in rows]
+
+
 def report_run(store: RoundStore, system: System, console: Console, *, dt: float | None) -> None:
     """Prints the tables of a run and draws its figures into ``figures/``.
 
@@ -87,32 +101,39 @@ def report_run(store: RoundStore, system: System, console: Console, *, dt: float
     rows = [record["metrics"] for record in store.records()]
     if not rows:
         return
-    shown = rows
     if not is_tested(rows):
-        console.print("without data.test, the errors below are those of the validation structures")
-        errors = ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang")
-        shown = [row | {name: row.get(f"valid_{name}") for name in errors} for row in rows]
-    console.print(rounds_table(shown))
+        console.print(UNTESTED)
+    console.print(rounds_table(shown_rows(rows)))
     console.print(stage_times_table(rows))
     save_figure(learning_curves(rows), store.figures / "learning_curves.png")
     explored, structures = explorations(store, len(rows) - 1), store.structures(len(rows))
-    if explored:
-        _draw_variables(store, system, explored, structures, dt)
-    if explored and system.periodic:
-        _draw_cells(store, explored, structures)
+    for name, figure in explored_figures(system.variables, system.states, explored, structures, dt):
+        save_figure(figure, store.figures / f"{name}.png")
     console.print(f"run folder: {store.path}", soft_wrap=True, highlight=False)
     console.print(f"potential:  {store.folder(len(rows) - 1).model}", soft_wrap=True, highlight=False)
 
 
-def _draw_variables(
-    store: RoundStore,
-    system: System,
+def explored_figures(
+    variables: Mapping[str, CollectiveVariable],
+    states: States,
     explored: Sequence[tuple[int, Exploration]],
     structures: Sequence[Atoms],
     dt: float | None,
-) -> None:
-    """The plane of the first two variables that span the coverage; of each other one how often, and when."""
-    variables = system.variables
+) -> Iterator[tuple[str, Figure]]:
+    """Figures of what a run explored, by the name of their file.
+
+    They are the plane of the first two variables that span the coverage; of each other one how often, and when; and of
+    a crystal the lengths and angles of the cell.
+
+    Args:
+        variables: of the system.
+        states: of the system.
+        explored: round and exploration; without any there is nothing to draw.
+        structures: all labelled ones.
+        dt: time step, fs; None if steps are not steps in time.
+    """
+    if not explored:
+        return
     frames = [frame_values(variables, e) for _, e in explored]
     labelled = values_of(variables, structures)
     rounds = np.concatenate([np.full(e.n_frames, index) for index, e in explored])
@@ -123,15 +144,15 @@ def _draw_variables(
     if plane := plane_of(variables):
         x, y = (variable_axis(name, variables[name]) for name in plane)
         points, chosen = (np.stack([of(name) for name in plane], axis=1) for of in (joined, labelled.__getitem__))
-        figure = explored_plane((x, y), points, rounds=rounds, labelled=chosen)
-        save_figure(figure, store.figures / f"{'_'.join(plane)}.png")
+        yield "_".join(plane), explored_plane((x, y), points, rounds=rounds, labelled=chosen)
     for name in drawn_alone(variables):
-        axis = variable_axis(name, variables[name], system.states)
-        save_figure(variable_histogram(axis, joined(name), labelled[name]), store.figures / f"{name}.png")
+        axis = variable_axis(name, variables[name], states)
+        yield name, variable_histogram(axis, joined(name), labelled[name])
         if len(rounds):
             times, series, of_round = _walkers_in_time(name, explored, frames, dt)
-            figure = variable_series(axis, times, series, of_round, in_time=dt is not None)
-            save_figure(figure, store.figures / f"{name}_series.png")
+            yield f"{name}_series", variable_series(axis, times, series, of_round, in_time=dt is not None)
+    if explored[0][1].pbc.all():
+        yield "cell_parameters", _drawn_cells(explored, structures)
 
 
 def _walkers_in_time(
@@ -149,8 +170,8 @@ def _walkers_in_time(
     return times, series, rounds
 
 
-def _draw_cells(store: RoundStore, explored: Sequence[tuple[int, Exploration]], structures: Sequence[Atoms]) -> None:
+def _drawn_cells(explored: Sequence[tuple[int, Exploration]], structures: Sequence[Atoms]) -> Figure:
     """How often each length and angle of the cell was met."""
     cells = np.concatenate([e.cell for _, e in explored])
     chosen = np.array([np.asarray(a.cell) for a in structures if len(a) == len(explored[0][1].numbers)])
-    save_figure(cell_histograms(cells, chosen), store.figures / "cell_parameters.png")
+    return cell_histograms(cells, chosen)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ubmd.runs.metrics import STAGES
 
-__all__ = ["rounds_table", "stage_times_table"]
+__all__ = ["duration", "rounds_table", "significant", "stage_times_table"]
 
 Row = Mapping[str, float | int | None]
 
@@ -29,16 +29,16 @@ def rounds_table(rounds: Sequence[Row]) -> Table:
     columns: dict[str, Callable[[Row], str]] = {
         "\nround": lambda row: _cell(row.get("round"), _integer),
         "struct-\nures": lambda row: _cell(_sum((row.get("n_train"), row.get("n_valid"))), _integer),
-        "E-RMSE\nmeV/atom": lambda row: _cell(row.get("energy_rmse_mev_per_atom"), _significant),
-        "F-RMSE\neV/Å": lambda row: _cell(row.get("force_rmse_ev_per_ang"), _significant),
-        "S-RMSE\nMPa": lambda row: _cell(row.get("stress_rmse_mpa"), _significant),
+        "E-RMSE\nmeV/atom": lambda row: _cell(row.get("energy_rmse_mev_per_atom"), significant),
+        "F-RMSE\neV/Å": lambda row: _cell(row.get("force_rmse_ev_per_ang"), significant),
+        "S-RMSE\nMPa": lambda row: _cell(row.get("stress_rmse_mpa"), significant),
         "CV\ncov.": lambda row: _cell(row.get("coverage"), lambda share: f"{share:.2f}"),
         "candi-\ndates": lambda row: _cell(row.get("n_candidates"), _integer),
         "se-\nlected": lambda row: _cell(row.get("n_selected"), _integer),
         "re-\njected": lambda row: _cell(row.get("n_rejected"), _integer),
         "unc.\nstops": lambda row: _cell(row.get("walkers_stopped_by_uncertainty"), _integer),
         "MD\nsteps": lambda row: _cell(row.get("md_steps"), _count),
-        "\ntime": lambda row: _cell(_sum(row.get(name) for name in _TIMES), _duration),
+        "\ntime": lambda row: _cell(_sum(row.get(name) for name in _TIMES), duration),
     }
     for header, source in (("S-RMSE\nMPa", "stress_rmse_mpa"), ("CV\ncov.", "coverage")):
         if all(row.get(source) is None for row in rounds):
@@ -99,7 +99,7 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _significant(value: float) -> str:
+def significant(value: float) -> str:
     """Three significant digits in at most six characters: 4e-05, 0.0023, 0.0712, 1.97, 30.3, 1234."""
     rounded = float(f"{value:.2e}")  # 9.996 is 10.0, not 10.00
     if rounded == 0 or abs(rounded) >= 100:
@@ -115,11 +115,11 @@ def _count(value: float) -> str:
         return _integer(value)
     for unit, suffix in ((1e3, "k"), (1e6, "M")):
         if value < 999.5 * unit:
-            return _significant(value / unit) + suffix
-    return _significant(value / 1e9) + "G"
+            return significant(value / unit) + suffix
+    return significant(value / 1e9) + "G"
 
 
-def _duration(value: float) -> str:
+def duration(value: float) -> str:
     """Wall time in at most five characters: 4.2s, 3m05s, 45m, 2h13m, 131h."""
     if value < 59.95:
         return f"{value:.1f}s"

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from ubmd.errors import InputError
 
-__all__ = ["CHECK", "COMMANDS", "COMPARE", "FIGURES", "SUMMARIES", "Command", "find"]
+__all__ = ["CHECK", "COMMANDS", "COMPARE", "FIGURES", "REPORT", "SUMMARIES", "Command", "find"]
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,14 @@ COMPARE = "compare"
 """The command that takes folders instead of a configuration: :mod:`ubmd.commands.compare`."""
 FIGURES = "figures"
 """Another one: :mod:`ubmd.commands.figures`."""
+REPORT = "report"
+""":mod:`ubmd.commands.report`, likewise."""
 CHECK = "check"
 """And another one: :mod:`ubmd.commands.check`."""
 SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
     COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds",
     FIGURES: "the figures and tables of the paper, from finished runs",
+    REPORT: "a run on one page, report.html; written at the end of `ubmd learn` as well",
     CHECK: "whether the files of run folders are what was written",
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ubmd import earlier, interruption, secrecy
 from ubmd.arguments import Parser
-from ubmd.cli.command import CHECK, COMPARE, FIGURES, SUMMARIES, Command, find
+from ubmd.cli.command import CHECK, COMPARE, FIGURES, REPORT, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
 from ubmd.version import __version__
 
@@ -63,6 +63,10 @@ def _run(argv: Sequence[str]) -> int:
         from ubmd.commands.figures import figures
 
         return figures(argv[1:])
+    if argv[0] == REPORT:
+        from ubmd.commands.report import report
+
+        return report(argv[1:])
     if argv[0] == CHECK:
         from ubmd.commands.check import check
 

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -137,9 +138,13 @@ class LabelStore:
         for row in self._connect().select(sort="id"):
             if row.data["failure"] is None and _is_right(row.data):
                 label = Label(row.data["energy"], row.data["forces"].copy(), row.data["stress"])
-                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
-                found.append((atoms, label))
+                found.append((_bare_structure(row), label))
         return found
+
+    def failures(self) -> list[tuple[Atoms, Failure]]:
+        """What could not be labelled, as bare as what :meth:`labelled` returns, in the order of storing."""
+        rows = self._connect().select(sort="id") if self._has_tables() else ()
+        return [(_bare_structure(r), Failure(r.data["failure"])) for r in rows if r.data["failure"] is not None]
 
     def last_fingerprint(self) -> dict[str, Plain] | None:
         """The settings of what was stored last; None of an empty store."""
@@ -227,6 +232,10 @@ def _entry(value: object) -> str:
     """An entry of ``info`` as text, the same for 1, 1.0 and an array of it, as files may turn one into another."""
     array = np.asarray(value)
     return repr(array.astype("<f8").ravel().tolist()) if array.dtype.kind in "biuf" else repr(array.ravel().tolist())
+
+
+def _bare_structure(row: Any) -> Atoms:
+    return Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
 
 
 _REMEDY = (

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from ubmd.analysis.evaluation import evaluate_structures, half_confidence, scatter_of_worst_atoms, worst_atoms
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.held_out import draw_errors
 from ubmd.analysis.numbers import write_numbers
+from ubmd.analysis.page.document import write_page
+from ubmd.analysis.page.worst import WORST, worst_structures
+from ubmd.analysis.reliability import calibration_curves
+from ubmd.data.io import write_structures
 from ubmd.interfaces.ase import torch_device
 from ubmd.rounds.run import Run
 from ubmd.uncertainty.checkpoint import load_potential
 from ubmd.uncertainty.evidence import Split
 
-__all__ = ["draw_calibration", "draw_variable_errors"]
+__all__ = ["draw_calibration", "draw_variable_errors", "write_report"]
+
+log = logging.getLogger(__name__)
 
 
 def draw_calibration(run: Run, index: int) -> None:
-    """A round's largest atomic errors on the test set against their uncertainties, drawn once, with their numbers."""
+    """A round's largest atomic errors on the test set against their uncertainties, drawn once, with their numbers.
+
+    The calibration curve is drawn as well, and the structures with the largest errors are kept for the report.
+    """
     file = run.store.figures / "calibration.png"
     structures = run.datamodule.test_structures
-    if not structures or (file.exists() and file.with_suffix(".csv").exists()):
+    made = (file, file.with_suffix(".csv"), run.store.figures / WORST)
+    if not structures or all(path.exists() for path in made):
         return
     device = _device(run)
     trained = load_potential(run.store.folder(index).model, device=device, allow=run.potentials.allow)
@@ -36,6 +48,8 @@ def draw_calibration(run: Run, index: int) -> None:
     if figure is not None:
         write_numbers(file.with_suffix(".csv"), worst_atoms(found, half))
         save_figure(figure, file)
+        save_figure(calibration_curves(found, methods.atomic.alpha), file.with_name("calibration_curve.png"))
+    write_structures(run.store.figures / WORST, worst_structures(structures, found))
 
 
 def draw_variable_errors(run: Run, index: int) -> None:
@@ -49,6 +63,16 @@ def draw_variable_errors(run: Run, index: int) -> None:
         device=_device(run),
         allow=run.potentials.allow,
     )
+
+
+def write_report(run: Run) -> None:
+    """Writes ``report.html``; whatever goes wrong with that does not concern the run."""
+    try:
+        written = write_page(run.store.path, allow=run.potentials.allow)
+    except Exception as error:
+        log.warning("no report.html: %r; `ubmd report %s` tries again", error, run.store.path)
+    else:
+        run.progress.console.print(f"report:     {written}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _device(run: Run) -> torch.device:

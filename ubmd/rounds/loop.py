@@ -23,7 +23,7 @@ from ubmd.observables.columns import range_columns
 from ubmd.rounds.acquired import acquired_coverage, earlier_data
 from ubmd.rounds.artifacts import log_results
 from ubmd.rounds.checks import check_complete
-from ubmd.rounds.figures import draw_calibration, draw_variable_errors
+from ubmd.rounds.figures import draw_calibration, draw_variable_errors, write_report
 from ubmd.rounds.fit import Fit, fit_and_predict, predict
 from ubmd.rounds.run import Run, extend, label_initial, relaxed, restore_label_store
 from ubmd.runs.folder import RoundFolder
@@ -64,6 +64,7 @@ def learn_rounds(run: Run) -> float | None:
     draw_calibration(run, len(records) - 1)
     draw_variable_errors(run, len(records) - 1)
     report_run(run.store, run.system, run.progress.console, dt=run.exploration.time_step)
+    write_report(run)
     potential = run.store.folder(len(records) - 1).model
     log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
     check_complete(run.limits, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
