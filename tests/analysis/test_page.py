@@ -37,7 +37,7 @@ from ubmd.reference.base import Label
 from ubmd.reference.labelling import with_label
 from ubmd.reference.store import Failure, LabelStore
 from ubmd.rounds.figures import write_report
-from ubmd.runs.metrics import write_metrics
+from ubmd.runs.metrics import read_metrics, write_metrics
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">'
 VOID = {"meta", "link", "img", "br"}
@@ -288,6 +288,9 @@ def test_what_a_run_does_not_have_is_said(tmp_path: Path) -> None:
     words = page_of(untested).words
     for told in ("Finished.", "There is no test set (data.test)", "No round has compared new labels"):
         assert told in words
+    rows = read_metrics(untested / "metrics.csv")
+    write_metrics(untested / "metrics.csv", [rows[0] | {"n_selected": 0, "n_rejected": 0}])
+    assert "Ended early: the last round acquired no structure." in page_of(untested).words
 
 
 def test_a_section_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Markup", "figure_of", "html_of", "joined", "pairs", "paragraph", "pn
 _THEMED = {style.INK: "var(--ink)", style.GREY: "var(--grey)", style.BLUE: "var(--blue)", style.RED: "var(--red)"}
 """Colours of figures that differ between the light and the dark page."""
 
-_NARROW = 690
+_NARROW = 720
 """Pixels of a picture of 150 dpi that can be read on a narrow page."""
 
 

@@ -87,9 +87,16 @@ def summary(run: RunPage) -> Markup:
         if last.get("coverage") is not None:
             facts.append(("Coverage", f"{last['coverage']:.2f}"))
         facts.append(("Wall time", duration(sum(row.get(f"time_{s}_s") or 0 for row in run.rows for s in STAGES))))
-    state = "Finished." if run.finished else "Not finished: the same command continues the run."
-    parts = [paragraph(tag("strong", state), " ", run.unfinished() or "")]
+    parts = [paragraph(tag("strong", _state(run)), " ", run.unfinished() or "")]
     return joined([*parts, tag("div", pairs(facts), class_="facts")])
+
+
+def _state(run: RunPage) -> str:
+    if not run.finished:
+        return "Not finished: the same command continues the run."
+    if run.rows[-1].get("n_selected") is None:
+        return "Finished."
+    return "Ended early: the last round acquired no structure."
 
 
 def _settings(run: RunPage) -> Iterator[Markup]:
@@ -220,8 +227,10 @@ def _correlated(run: RunPage) -> str:
 def _worst(run: RunPage) -> Iterator[Markup]:
     worst = WorstStructures.of_run(run.path, run.allow)
     largest = max(float(atomic_errors(atoms).max()) for atoms in worst.structures)
-    yield paragraph(f"The {len(worst.structures)} structures with the largest force errors {worst.told}.")
+    told = f"The {len(worst.structures)} structures with the largest force errors {worst.told}."
+    yield paragraph(f"{told} Structures and atoms are counted from 0.")
     yield paragraph(HINT)
+    yield tag("noscript", paragraph("The views need JavaScript; the tables of their atoms do not."))
     yield colour_bar(largest)
     views = [structure_view(atoms, f"Structure {atoms.info['number']}", largest) for atoms in worst.structures]
     yield tag("div", *views, class_="views")

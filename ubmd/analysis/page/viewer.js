@@ -48,7 +48,7 @@ function view(figure) {
   }
 
   function fitted(width, height) {
-    return (zoom * Math.min(width, height / 0.8)) / (2 * size);
+    return (zoom * Math.min(width, height / 0.85)) / (2 * size);
   }
 
   function outside(a, b) {
