@@ -39,7 +39,7 @@ class StageProgress:
 
 
 class RunProgress:
-    """Bars of a run, drawn on a terminal and silent elsewhere."""
+    """Bars of a run, drawn on a terminal and silent elsewhere, notebooks among it."""
 
     def __init__(self, progress: Progress):
         self._progress = progress
@@ -72,9 +72,11 @@ def run_progress(console: Console | None = None) -> Iterator[RunProgress]:
         TextColumn("{task.fields[detail]}"),
     )
     # the time left follows from the whole stage: a single label may take longer than the usual period of 30 s
+    console = console or Console()
     with Progress(
         *columns,
-        console=console or Console(),
+        console=console,
+        disable=console.is_jupyter,  # bars need widgets there, and without them a warning takes the place of each
         transient=True,
         refresh_per_second=5,
         speed_estimate_period=1e9,

@@ -30,7 +30,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Adds the pages that are made from other files."""
+    """Adds the pages that are made from other files, and the notebooks."""
     pages = {
         "configuration.md": configuration(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
@@ -39,14 +39,16 @@ def on_files(files: Files, *, config: Any) -> Files:
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the drawings where a page asks for them."""
+    """Puts the drawings where a page asks for them, and leads to the notebooks, which are beside the pages here."""
     for name, draw in drawings.DRAWINGS.items():
         markdown = markdown.replace(f"<!-- drawing: {name} -->", draw())
-    return markdown.replace("<!-- front door -->", front_door())
+    return markdown.replace("<!-- front door -->", front_door()).replace("](../notebooks/", "](notebooks/")
 
 
 def front_door() -> str:
