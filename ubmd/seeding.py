@@ -21,6 +21,7 @@ class Stage(IntEnum):
     SKETCH = 4
     WALKERS = 5
     SELECT = 6
+    SYSTEM = 7
 
 
 def stage_rng(seed: int, round_index: int, stage: Stage, *extra: int) -> np.random.Generator:

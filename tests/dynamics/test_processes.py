@@ -102,7 +102,6 @@ def test_progress_of_groups_together() -> None:
     ("wrong", "words"),
     [
         ({"groups": 6}, "dynamics.groups=6 must be at most dynamics.n_walkers=5"),
-        ({"workers": 2}, "dynamics.workers=2 must be at most dynamics.groups=1"),
         ({"groups": 0}, "dynamics.groups=0 must be a whole number"),
     ],
 )
@@ -112,6 +111,8 @@ def test_refuses_groups_and_workers(wrong: dict[str, int], words: str) -> None:
 
 
 def test_refuses_what_cannot_be_in_groups() -> None:
+    with pytest.raises(InputError, match=r"dynamics.workers=2 must be at most dynamics.groups=1"):
+        exploration(workers=2).check_bias(Toy())
     how, bias = exploration(groups=2, workers=2), Toy()
     how.check_bias(bias)
     with pytest.raises(InputError, match=r"dynamics.workers=2 needs processes"):

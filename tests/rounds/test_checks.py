@@ -11,6 +11,7 @@ from ase.build import bulk, molecule
 from ubmd.cli import main as cli
 from ubmd.errors import InputError
 from ubmd.rounds.checks import check_test
+from ubmd.systems.several import Systems
 from ubmd.systems.system import System
 
 
@@ -22,7 +23,7 @@ def stating(**info: float) -> Atoms:
 
 
 def checked(system: Atoms, *test: Atoms, **reference: int | None) -> None:
-    check_test(reference, System(system), test)
+    check_test(reference, Systems.of(System(system)), test)
 
 
 @pytest.mark.parametrize(

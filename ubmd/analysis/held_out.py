@@ -18,13 +18,14 @@ from ubmd.analysis.figures import save_figure
 from ubmd.analysis.numbers import write_numbers
 from ubmd.analysis.variable_figures import error_by_variable
 from ubmd.errors import InputError
-from ubmd.observables.base import values_of
+from ubmd.observables.base import CollectiveVariable, values_of
+from ubmd.observables.states import States
 from ubmd.uncertainty.checkpoint import load_potential
 from ubmd.units import MPA
 
 if TYPE_CHECKING:
     from ubmd.runs.store import RoundStore
-    from ubmd.systems.system import System
+    from ubmd.systems.several import Systems
 
 __all__ = ["SQUARED", "draw_errors", "squared_errors"]
 
@@ -55,7 +56,7 @@ def draw_errors(
     store: RoundStore,
     rounds: Sequence[int],
     structures: Sequence[Atoms],
-    system: System,
+    systems: Systems,
     *,
     batch_size: int,
     device: torch.device,
@@ -69,17 +70,36 @@ def draw_errors(
         store: the run.
         rounds: finished rounds.
         structures: the test set; nothing is drawn without any.
-        system: that the run studied; its variables in the plane of the coverage are left out.
+        systems: that the run studied, each with the test structures that are its own; variables in the plane of a
+            coverage are left out.
         batch_size: structures evaluated at once.
         device: to evaluate on.
         allow: what the potentials may name, see :func:`~ubmd.uncertainty.checkpoint.load_potential`.
     """
-    files = {name: store.figures / f"error_by_{name}.png" for name in drawn_alone(system.variables)}
+    for system in systems.parts:
+        variables, states = systems.followed(system)
+        own = systems.own(system, structures)
+        _draw_errors(store, rounds, own, variables, states, batch_size=batch_size, device=device, allow=allow)
+
+
+def _draw_errors(
+    store: RoundStore,
+    rounds: Sequence[int],
+    structures: Sequence[Atoms],
+    variables: Mapping[str, CollectiveVariable],
+    states: States,
+    *,
+    batch_size: int,
+    device: torch.device,
+    allow: Sequence[str],
+) -> None:
+    """Draws the errors of a system; see :func:`draw_errors`."""
+    files = {name: store.figures / f"error_by_{name}.png" for name in drawn_alone(variables)}
     values = {}
     for name, file in files.items():
         if structures and not (file.exists() and file.with_suffix(".csv").exists()):
             try:
-                values |= values_of({name: system.variables[name]}, structures)
+                values |= values_of({name: variables[name]}, structures)
             except InputError as error:  # test structures may be of anything
                 log.warning("no %s: %s", file.name, error)
     if not values:
@@ -90,7 +110,7 @@ def draw_errors(
         found = evaluate_structures(trained, structures, batch_size=batch_size)
         errors[f"round {index}"] = squared_errors(found)
     for name, found in values.items():
-        axis = variable_axis(name, system.variables[name], system.states)
+        axis = variable_axis(name, variables[name], states)
         write_numbers(
             files[name].with_suffix(".csv"), _columns(name, found, dict(zip(rounds, errors.values(), strict=True)))
         )

@@ -17,58 +17,78 @@ from ubmd.analysis.correlations import position_series, uncertainty_series
 from ubmd.analysis.curves import learning_curves
 from ubmd.analysis.explored import Values, drawn_alone, explored_metrics, frame_values, plane_of
 from ubmd.analysis.figures import explored_plane, save_figure
-from ubmd.analysis.tables import rounds_table, stage_times_table
+from ubmd.analysis.tables import rounds_table, stage_times_table, systems_table
 from ubmd.analysis.variable_figures import cell_histograms, variable_histogram, variable_series
-from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.dynamics.trajectory import read_trajectories
 from ubmd.observables.autocorrelation import act
 from ubmd.observables.base import CollectiveVariable, values_of
+from ubmd.observables.columns import RangeColumns
 from ubmd.observables.states import States
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from ubmd.dynamics.exploration import Exploration
+    from ubmd.dynamics.explore import Explorer
     from ubmd.runs.store import RoundStore
-    from ubmd.systems.system import System
+    from ubmd.systems.several import Systems
 
-__all__ = ["UNTESTED", "explorations", "explored_figures", "report_run", "round_analysis", "shown_rows"]
+__all__ = ["CELLS", "UNTESTED", "explorations", "explored_figures", "report_run", "round_analysis", "shown_rows"]
 
 Row = Mapping[str, float | int | None]
 
+CELLS = "cell_parameters"
+"""The figure that is of no variable."""
 UNTESTED = "without data.test, the errors below are those of the validation structures"
 
 
-def explorations(store: RoundStore, last: int) -> list[tuple[int, Exploration]]:
-    """(round, exploration) of every round up to ``last`` that explored."""
+def explorations(store: RoundStore, last: int) -> list[tuple[int, dict[str, Exploration]]]:
+    """(round, exploration of each system) of every round up to ``last`` that explored."""
     folders = [store.round(index) for index in range(last + 1)]
-    return [(f.index, read_trajectory(f.trajectory)) for f in folders if f.trajectory.exists()]
+    return [(f.index, read_trajectories(f.trajectory)) for f in folders if f.trajectory.exists()]
 
 
 def round_analysis(
     store: RoundStore,
     index: int,
     structures: Sequence[Atoms],
-    system: System,
-    *,
-    frame_interval: int,
-    dt: float | None,
+    systems: Systems,
+    explorers: Mapping[str, Explorer],
 ) -> dict[str, float]:
-    """What was explored of the system's variables up to a round, and auto-correlation times.
+    """What was explored of the systems' variables up to a round, and auto-correlation times.
 
     Args:
         store: the run.
         index: the round.
         structures: all labelled structures; they count as explored.
-        system: with its variables and states.
-        frame_interval: steps between regular frames.
-        dt: time step, fs; None if steps are not steps in time, which then have no auto-correlation times.
+        systems: with their variables and states.
+        explorers: how each is explored; where steps are not steps in time there are no auto-correlation times.
 
     Returns:
         What :func:`~ubmd.analysis.explored.explored_metrics` tells, ``act_position_ps`` and ``act_uncertainty_ps`` as
-        far as they are defined.
+        far as they are defined. Where systems have names these are in the columns: before those of variables, behind
+        others.
     """
-    explored = [exploration for _, exploration in explorations(store, index)]
-    out = explored_metrics(system.variables, system.states, explored, structures)
+    found = [by_system for _, by_system in explorations(store, index)]
+    out: dict[str, float] = {}
+    for name, explorer in explorers.items():
+        explored = [by_system[name] for by_system in found]
+        variables, states = systems.followed(name)
+        told = explored_metrics(variables, states, explored, systems.own(name, structures))
+        told |= _correlation_times(explored, explorer.frame_interval, explorer.time_step)
+        own = {column for key, v in variables.items() for column in _range_of(key, v)}
+        out |= {key if key in own or not name else f"{key}_{name}": value for key, value in told.items()}
+    return out
+
+
+def _range_of(name: str, variable: CollectiveVariable) -> tuple[str, str]:
+    columns = RangeColumns(name, variable.unit)
+    return columns.low, columns.high
+
+
+def _correlation_times(explored: Sequence[Exploration], frame_interval: int, dt: float | None) -> dict[str, float]:
+    """Auto-correlation times, ps, as far as they are defined; none without a time step (fs)."""
+    out: dict[str, float] = {}
     if dt is None:
         return out
     for name, series in (
@@ -89,14 +109,14 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
     return [{**row, **{name: row.get(f"valid_{name}") for name in errors}} for row in rows]
 
 
-def report_run(store: RoundStore, system: System, console: Console, *, dt: float | None) -> None:
+def report_run(store: RoundStore, systems: Systems, explorers: Mapping[str, Explorer], console: Console) -> None:
     """Prints the tables of a run and draws its figures into ``figures/``.
 
     Args:
         store: the run.
-        system: what it studied.
+        systems: what it studied.
+        explorers: how each is explored.
         console: to print on.
-        dt: time step, fs; None if steps are not steps in time.
     """
     rows = [record["metrics"] for record in store.records()]
     if not rows:
@@ -105,10 +125,15 @@ def report_run(store: RoundStore, system: System, console: Console, *, dt: float
         console.print(UNTESTED)
     console.print(rounds_table(shown_rows(rows)))
     console.print(stage_times_table(rows))
+    if systems.named:
+        console.print(systems_table(rows[-1], list(systems.parts)))
     save_figure(learning_curves(rows), store.figures / "learning_curves.png")
-    explored, structures = explorations(store, len(rows) - 1), store.structures(len(rows))
-    for name, figure in explored_figures(system.variables, system.states, explored, structures, dt):
-        save_figure(figure, store.figures / f"{name}.png")
+    found, structures = explorations(store, len(rows) - 1), store.structures(len(rows))
+    for system, explorer in explorers.items():
+        explored = [(index, by_system[system]) for index, by_system in found]
+        own, prefix = systems.own(system, structures), f"{system}_" if system else ""
+        for name, figure in explored_figures(*systems.followed(system), explored, own, explorer.time_step):
+            save_figure(figure, store.figures / f"{prefix if name == CELLS else ''}{name}.png")
     console.print(f"run folder: {store.path}", soft_wrap=True, highlight=False)
     console.print(f"potential:  {store.folder(len(rows) - 1).model}", soft_wrap=True, highlight=False)
 
@@ -152,7 +177,7 @@ def explored_figures(
             times, series, of_round = _walkers_in_time(name, explored, frames, dt)
             yield f"{name}_series", variable_series(axis, times, series, of_round, in_time=dt is not None)
     if explored[0][1].pbc.all():
-        yield "cell_parameters", _drawn_cells(explored, structures)
+        yield CELLS, _drawn_cells(explored, structures)
 
 
 def _walkers_in_time(

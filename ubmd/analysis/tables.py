@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ubmd.runs.metrics import STAGES
 
-__all__ = ["duration", "rounds_table", "significant", "stage_times_table"]
+__all__ = ["duration", "rounds_table", "significant", "stage_times_table", "systems_table"]
 
 Row = Mapping[str, float | int | None]
 
@@ -69,6 +69,30 @@ def stage_times_table(rounds: Sequence[Row]) -> Table:
     for row in rounds:
         times = [row.get(name) for name in _TIMES]
         table.add_row(_cell(row.get("round"), _integer), *(_cell(t, _seconds) for t in (*times, _sum(times))))
+    return table
+
+
+def systems_table(row: Row, systems: Sequence[str]) -> Table:
+    """One line for each system: its structures, and its errors on the test set and on the validation structures.
+
+    Args:
+        row: the columns of a round in ``metrics.csv``.
+        systems: their names.
+    """
+    errors = {
+        "E-RMSE\nmeV/atom": "energy_rmse_mev_per_atom",
+        "F-RMSE\neV/Å": "force_rmse_ev_per_ang",
+        "S-RMSE\nMPa": "stress_rmse_mpa",
+    }
+    columns = {f"{kind}\n{head}": f"{kind}_{key}" for kind in ("test", "valid") for head, key in errors.items()}
+    columns = {head: key.removeprefix("test_") for head, key in columns.items()}
+    told = {head: key for head, key in columns.items() if any(row.get(f"{key}_{name}") is not None for name in systems)}
+    table = _empty_table()
+    for header in ("\n\nsystem", "\nstruct-\nures", *told):
+        table.add_column(header, justify="left" if header.endswith("system") else "right", no_wrap=True)
+    for name in systems:
+        size = _cell(row.get(f"n_structures_{name}"), _integer)
+        table.add_row(name, size, *(_cell(row.get(f"{key}_{name}"), significant) for key in told.values()))
     return table
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from ubmd.callbacks.explore import Explore
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_structures, write_structures
-from ubmd.dynamics.exploration import frames_to_atoms
+from ubmd.dynamics.several import frames_of_systems
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor
@@ -21,6 +21,7 @@ from ubmd.reference.store import LabelStore
 from ubmd.runs.store import RoundFolder
 from ubmd.seeding import Stage, stage_seed
 from ubmd.selection.base import Pool, Selection, distinct, pool_features
+from ubmd.systems.several import SYSTEM
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import Uncertainty
 
@@ -86,15 +87,15 @@ class Acquire(Callback):
         self.reference, self.store, self.executor, self.max_force = reference, store, executor, max_force
         self.folder, self.seed, self.progress = folder, seed, progress
         self.n_candidates = 0
-        self.n_selected = 0
+        self.selected: list[Atoms] = []
         self.n_rejected = 0
         self.seconds_select = 0.0
         self.seconds_label = 0.0
 
     def on_predict_end(self, trainer: Trainer, pl_module: PotentialModule) -> None:  # pyright: ignore
         started = time.perf_counter()
-        assert self.explore.result is not None
-        candidates = frames_to_atoms(self.explore.result)
+        assert self.explore.result
+        candidates = frames_of_systems(self.explore.result)
         self.n_candidates = len(candidates)
         if not self.folder.selected.exists():
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
@@ -102,10 +103,9 @@ class Acquire(Callback):
             self.folder.note(self.folder.selected)
         # the file is the truth: labels belong to the coordinates as they are written
         whole = self.folder.selected.stat().st_size > 0
-        selected = read_structures(self.folder.selected, report=False) if whole else []
-        self.n_selected = len(selected)
+        self.selected = read_structures(self.folder.selected, report=False) if whole else []
         self.seconds_select = time.perf_counter() - started
-        self._label(selected)
+        self._label(self.selected)
 
     def _select(self, candidates: list[Atoms], module: PotentialModule, datamodule: GrowingDataModule) -> list[Atoms]:
         """The chosen candidates; copies of one another and of labelled structures are not chosen from."""
@@ -153,7 +153,8 @@ class Acquire(Callback):
         )
         for atoms, reason in [*report.rejected, *report.failed]:
             walker, step = atoms.info["walker"], atoms.info["step"]
-            log.warning("rejected: walker %d, step %d: %s", walker, step, reason)
+            whose = f"{atoms.info[SYSTEM]}, " if SYSTEM in atoms.info else ""
+            log.warning("rejected: %swalker %d, step %d: %s", whose, walker, step, reason)
         self.n_rejected = len(report.rejected) + len(report.failed)
         write_structures(self.folder.labelled, report.labelled)
         self.folder.note(self.folder.labelled)

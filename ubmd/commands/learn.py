@@ -17,6 +17,7 @@ from ubmd.data.files import DataFiles
 from ubmd.devices import check_device
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.processes import WalkerProcesses
+from ubmd.dynamics.several import check_explorers, explorers_of
 from ubmd.errors import InputError
 from ubmd.interruption import shielded
 from ubmd.models.base import n_members
@@ -34,7 +35,7 @@ from ubmd.runs.lock import held
 from ubmd.runs.opening import open_run
 from ubmd.runs.store import RoundStore
 from ubmd.selection.base import Selection, check_selection
-from ubmd.systems.system import System
+from ubmd.systems.several import Systems
 
 __all__ = ["learn", "prepare"]
 
@@ -73,19 +74,21 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
     learning = plain(cfg.learning)
     fits = fitting(cfg, learning.pop("checkpoint_epochs"), "learning.checkpoint_epochs")
     limits = Limits(**learning)
-    system: System = build(cfg, "system")
+    systems = Systems.of(build(cfg, "system"))
     exploration: Explorer = build(cfg, "dynamics")
-    check_sizes(limits, system, exploration)
-    exploration.check_bias(build(cfg, "bias", potential=torch.nn.Identity(), uncertainty=torch.nn.Identity()))
-    made = potentials(cfg, system.symbols)
-    model = made.model(species=system.symbols)
+    explorers = explorers_of(systems, exploration)
+    check_sizes(limits, systems, explorers)
+    bias = build(cfg, "bias", potential=torch.nn.Identity(), uncertainty=torch.nn.Identity())
+    check_explorers(systems, explorers, exploration, bias)
+    made = potentials(cfg, systems.symbols)
+    model = made.model(species=systems.symbols)
     selection: Selection = build(cfg, "selection")
     uncertainty = made.uncertainty(model=model)
     check_selection(selection, uncertainty)
     made.calibration.check(uncertainty)
     module = made.training(model=model)
     reference: Reference = build(cfg, "reference")
-    stress = trains_stress(module.loss.stress, system, exploration, reference)
+    stress = trains_stress(module.loss.stress, systems, explorers, reference)
     executor: LabelExecutor = build(cfg, "executor")
     executor.check(reference)
     data = build(cfg, "data")
@@ -93,14 +96,14 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
         raise InputError("data=files is the data of `ubmd train`; use data=default")
     datamodule: GrowingDataModule = data(
         cutoff=model.cutoff,
-        species=system.symbols,
+        species=systems.symbols,
         stress=stress,
         dtype=made.dtype,
         seed=seed,
         members=n_members(model),
     )
-    check_test(plain(cfg.reference), system, datamodule.test_structures)
-    check_trainer(fits, limits, system, datamodule)
+    check_test(plain(cfg.reference), systems, datamodule.test_structures)
+    check_trainer(fits, limits, systems.n_start, datamodule)
     store = RoundStore(cfg.paths.run)
     store.path.mkdir(parents=True, exist_ok=True)
     stack.enter_context(held(store.path))
@@ -114,7 +117,7 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
         limits=limits,
         max_force=cfg.labelling.max_force,
         store=store,
-        system=system,
+        systems=systems,
         reference=reference,
         labels=labels,
         executor=executor,

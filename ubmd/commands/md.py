@@ -110,6 +110,8 @@ def _check_plain_settings(cfg: DictConfig) -> None:
 
 def _starts(cfg: DictConfig, trained: UncertainPotential) -> list[Atoms]:
     """The structures to start from, all of the same atoms in the same order, known to the potential, the same fixed."""
+    if "structure" not in cfg.system:
+        raise InputError("system: `ubmd md` runs walkers of one system; give system.structure=FILE")
     path = cfg.system.structure
     structures = read_structures(path) if isinstance(path, str) else None
     given: dict[str, Any] = {} if structures is None else {"structure": structures[0]}

@@ -26,7 +26,15 @@ from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 from ubmd.seeding import Stage, stage_seed
 
-__all__ = ["Elsewhere", "Explorer", "WalkerExploration", "WalkerGroup", "group_files", "walker_starts"]
+__all__ = [
+    "Elsewhere",
+    "Explorer",
+    "WalkerExploration",
+    "WalkerGroup",
+    "group_files",
+    "run_groups",
+    "walker_starts",
+]
 
 Elsewhere = Callable[[Sequence[GroupTask], OnProgress | None], Sequence[Exploration]]
 """Runs groups of walkers in other processes."""
@@ -82,9 +90,10 @@ class Explorer:
                 raise InputError(f"dynamics.{name}={value} must be a whole number, at least 1")
         if self.n_walkers > MOST_WALKERS:
             raise InputError(f"dynamics.n_walkers={self.n_walkers} must be at most {MOST_WALKERS}")
-        for name, most, limit in (("groups", self.n_walkers, "n_walkers"), ("workers", self.groups, "groups")):
-            if (value := getattr(self, name)) > most:
-                raise InputError(f"dynamics.{name}={value} must be at most dynamics.{limit}={most}; raise that as well")
+        if self.groups > self.n_walkers:
+            raise InputError(
+                f"dynamics.groups={self.groups} must be at most dynamics.n_walkers={self.n_walkers}; raise that as well"
+            )
         if not 0 <= self.skin <= LARGEST_SKIN:
             raise InputError(f"dynamics.skin={self.skin} Å must be from 0 to {LARGEST_SKIN:g} Å")
 
@@ -138,23 +147,37 @@ class Explorer:
                 f"pbc={atoms.pbc.tolist()}; choose dynamics=langevin"
             )
 
-    def check_bias(self, bias: object) -> None:
+    def check_bias(self, bias: object, *, cells_move: bool = False) -> None:
         """Raises InputError for a bias on the cell (``acts_on_cell``) where no step moves it: it would do nothing.
 
         Also for one that walkers share (``shared``), if they do not all run at a time in one batch, for one that
-        cannot be sent to the processes of several ``workers``, and for an ``every`` that is none for these dynamics
+        cannot be sent to the processes of several ``workers``, of which there are at most as many as groups, and for
+        an ``every`` that is none for these dynamics
         (:func:`~ubmd.dynamics.respa.check_every`).
+
+        Args:
+            bias: of the potential.
+            cells_move: whether other walkers have cells that move.
         """
         acting = getattr(bias, "acts_on_cell", None)
-        if acting is not None and not self.needs_stress:
+        if acting is not None and not (self.needs_stress or cells_move):
             raise InputError(f"{acting} needs dynamics that move the cell; choose dynamics=npt")
         check_every(bias, getattr(self, "integrator", None), self.frame_interval)
         if self.slots is not None and self.slots < self.n_walkers:
             check_independent(bias, f"dynamics.slots={self.slots}")
         if self.groups > 1:
             check_independent(bias, f"dynamics.groups={self.groups}")
+        if self.workers > self.groups:
+            raise InputError(
+                f"dynamics.workers={self.workers} must be at most dynamics.groups={self.groups}; raise that as well"
+            )
         if self.workers > 1:
             check_sendable(self, bias)
+
+    @property
+    def fewest_walkers(self) -> int:
+        """How many walkers there must at least be: one in each group, and one for each value of a list."""
+        return self.groups
 
     @property
     def max_candidates(self) -> int:
@@ -194,16 +217,30 @@ class Explorer:
         Raises:
             InputError: there are several ``workers``, but they are not given.
         """
+        groups = self.groups_of(
+            starts, seed=seed, round_index=round_index, dtype=dtype, device=device, checkpoint=checkpoint
+        )
+        return self.joined(run_groups(groups, potential, self.workers, on_progress, elsewhere), starts, reads)
+
+    def groups_of(
+        self,
+        starts: Sequence[Atoms],
+        *,
+        seed: int,
+        round_index: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        checkpoint: Path | None = None,
+    ) -> list[WalkerGroup]:
+        """The walkers in groups that are to run; arguments are those of :meth:`__call__`."""
         begun = walker_starts(starts, self.n_walkers)
         files = [None] * self.groups if checkpoint is None else group_files(checkpoint, self.groups)
         make = partial(WalkerGroup, self, begun, seed, round_index, dtype, device)
-        groups = [make(file, number) for number, file in enumerate(files)]
-        if self.workers == 1:
-            found = _one_by_one(groups, potential, on_progress)
-        elif elsewhere is not None:
-            found = elsewhere(groups, on_progress)
-        else:
-            raise InputError(f"dynamics.workers={self.workers} needs processes (elsewhere=...), which are not given")
+        return [make(file, number) for number, file in enumerate(files)]
+
+    def joined(self, found: Sequence[Exploration], starts: Sequence[Atoms], reads: Collection[str] = ()) -> Exploration:
+        """What the groups of :meth:`groups_of` found as one; arguments are those of :meth:`__call__`."""
+        begun = walker_starts(starts, self.n_walkers)
         inherited = [Inherited.of(atoms, reads) for atoms in begun]
         return _inheriting(Exploration.joined(found), begun, inherited)
 
@@ -273,14 +310,22 @@ def group_files(checkpoint: Path, groups: int) -> list[Path]:
     return [checkpoint.with_stem(f"{checkpoint.stem}-{number}") for number in range(groups)]
 
 
-def _one_by_one(
-    groups: Sequence[WalkerGroup], potential: WalkerPotential, on_progress: OnProgress | None
-) -> list[Exploration]:
-    """What groups find that run in this process."""
+def run_groups(
+    groups: Sequence[WalkerGroup],
+    potential: WalkerPotential,
+    workers: int,
+    on_progress: OnProgress | None,
+    elsewhere: Elsewhere | None,
+) -> Sequence[Exploration]:
+    """What groups find, in this process or in ``workers`` others; see :meth:`Explorer.__call__`."""
+    if workers > 1 and elsewhere is not None:
+        return elsewhere(groups, on_progress)
+    if workers > 1:
+        raise InputError(f"dynamics.workers={workers} needs processes (elsewhere=...), which are not given")
     found, progress = [], SharedProgress(on_progress, len(groups))
-    for group in groups:
-        found.append(group(potential, partial(progress.update, group.number)))
-        progress.finish(group.number, found[-1])
+    for place, group in enumerate(groups):
+        found.append(group(potential, partial(progress.update, place)))
+        progress.finish(place, found[-1])
     return found
 
 
@@ -308,13 +353,21 @@ class WalkerExploration(Explorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "pressure"):
-            value = getattr(self.integrator, name, 0.0)
-            if isinstance(value, Sequence) and len(value) > self.n_walkers:
+        for name, value in self._lists().items():
+            if len(value) > self.n_walkers:
                 raise InputError(
                     f"dynamics.integrator.{name}={list(value)} has {len(value)} values for {self.n_walkers} walkers; "
                     "raise dynamics.n_walkers"
                 )
+
+    def _lists(self) -> dict[str, Sequence[float]]:
+        """Settings of which walkers take one value each, in turn."""
+        found = {name: getattr(self.integrator, name, 0.0) for name in ("temperature", "pressure")}
+        return {name: value for name, value in found.items() if isinstance(value, Sequence)}
+
+    @property
+    def fewest_walkers(self) -> int:
+        return max(self.groups, *map(len, self._lists().values()), 1)
 
     def begin(self, structures: Sequence[Atoms], seeds: Sequence[int]) -> tuple[Sequence[Atoms], MolecularDynamics]:
         return structures, self.integrator

@@ -21,14 +21,17 @@ Layout (f frames sorted by walker and step, n atoms, w walkers; ``units`` is an 
     /walkers/inherited    [w]        string           JSON of what frames have of the walker's start: "arrays" by name,
                                                       "info" by key and the indices of "fixed" atoms
 
-What the potential did not predict is NaN. Files of version 1 have neither a digest nor ``inherited``: damage in them is
-noticed where HDF5 notices it, and their frames are elements and positions alone.
+What the potential did not predict is NaN. The file of a run of several systems has version 3, their names in the
+attribute ``systems``, and all of this for each of them in a group of its own: /systems/<name>/numbers and so on.
+Files of version 1 have neither a digest nor ``inherited``: damage in them is noticed where HDF5 notices it, and their
+frames are elements and positions alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -42,11 +45,13 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.files import replaced
 
-__all__ = ["read_trajectory", "write_trajectory"]
+__all__ = ["read_trajectories", "read_trajectory", "write_trajectories", "write_trajectory"]
 
 log = logging.getLogger(__name__)
 
 _FORMAT, _VERSION = "ubmd-trajectory", 2
+_SEVERAL = 3
+"""Version of the files of several systems."""
 _BLOCK = 512
 """Bytes before the HDF5 data that HDF5 leaves to its user."""
 _INHERITED = "walkers/inherited"
@@ -75,26 +80,34 @@ _LAYOUT: dict[str, tuple[str, str, str, str]] = {
 
 def write_trajectory(path: Path | str, exploration: Exploration) -> None:
     """Writes ``exploration`` to ``path``, whole or not at all; an existing file is replaced."""
+    write_trajectories(path, {"": exploration})
+
+
+def write_trajectories(path: Path | str, found: Mapping[str, Exploration]) -> None:
+    """Writes what walkers of systems found, by name; a single system without a name as :func:`write_trajectory`."""
     buffer = BytesIO()
-    _write(buffer, exploration)  # on a full disk HDF5 itself says neither that nor where
+    with h5py.File(buffer, "w", userblock_size=_BLOCK) as file:  # on a full disk HDF5 says neither that nor where
+        file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
+        if list(found) != [""]:
+            file.attrs["version"], file.attrs["systems"] = _SEVERAL, list(found)
+        for name, exploration in found.items():
+            _write(file.create_group(f"systems/{name}") if name else file, exploration)
     with replaced(Path(path)) as temporary:
         temporary.write_bytes(buffer.getbuffer())
         seal(temporary)
 
 
-def _write(buffer: BytesIO, exploration: Exploration) -> None:
-    with h5py.File(buffer, "w", userblock_size=_BLOCK) as file:
-        file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
-        for field, (name, unit, _, _) in _LAYOUT.items():
-            values: np.ndarray = getattr(exploration, field)
-            # empty data cannot be chunked, hence not compressed
-            packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if values.size else {}
-            dataset = file.create_dataset(name, data=values, **packing)
-            dataset.attrs["units"] = unit
-        records = np.array([part.record() for part in exploration.inherited], dtype=object)
-        file.create_dataset(_INHERITED, data=records, dtype=h5py.string_dtype()).attrs["units"] = "1"
-        for reason in StopReason:
-            file["walkers/reason"].attrs[f"value {reason:d}"] = reason.description
+def _write(group: h5py.Group, exploration: Exploration) -> None:
+    for field, (name, unit, _, _) in _LAYOUT.items():
+        values: np.ndarray = getattr(exploration, field)
+        # empty data cannot be chunked, hence not compressed
+        packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if values.size else {}
+        dataset = group.create_dataset(name, data=values, **packing)
+        dataset.attrs["units"] = unit
+    records = np.array([part.record() for part in exploration.inherited], dtype=object)
+    group.create_dataset(_INHERITED, data=records, dtype=h5py.string_dtype()).attrs["units"] = "1"
+    for reason in StopReason:
+        group["walkers/reason"].attrs[f"value {reason:d}"] = reason.description
 
 
 def seal(path: Path) -> None:
@@ -113,6 +126,20 @@ def read_trajectory(path: Path | str) -> Exploration:
     """Reads what :func:`write_trajectory` wrote, bit by bit.
 
     Raises:
+        InputError: if the file is absent, damaged, of several systems, or not a trajectory of this version.
+    """
+    found = read_trajectories(path)
+    if list(found) != [""]:
+        raise InputError(
+            f"trajectory {path} is of several systems ({', '.join(found)}); read it with read_trajectories, by name"
+        )
+    return found[""]
+
+
+def read_trajectories(path: Path | str) -> dict[str, Exploration]:
+    """Reads what :func:`write_trajectories` wrote, bit by bit, by system; that of a single one has the name ``""``.
+
+    Raises:
         InputError: if the file is absent, damaged, or not a trajectory of this version.
     """
     path = Path(path)
@@ -122,24 +149,31 @@ def read_trajectory(path: Path | str) -> Exploration:
         # HDF5 itself does not end on some damaged files, so damage has to be noticed before
         with path.open("rb") as file:
             found, sealed = file.read(_BLOCK).rstrip(b"\0"), _seal(path)
-        version = 1 if found.startswith(_OF_HDF5) else _VERSION
-        if version == _VERSION and found != sealed:
+        versions = (1,) if found.startswith(_OF_HDF5) else (_VERSION, _SEVERAL)
+        if versions != (1,) and found != sealed:
             damaged = found.startswith(_FORMAT.encode())
             what = "is damaged, its digest is another" if damaged else f"is not a {_FORMAT} file of version {_VERSION}"
             raise InputError(f"trajectory {path} {what}; restore it or explore again")
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != _FORMAT or file.attrs.get("version") != version:
+            if file.attrs.get("format") != _FORMAT or file.attrs.get("version") not in versions:
                 raise InputError(f"trajectory {path} is not a {_FORMAT} file of version {_VERSION}; explore again")
-            values: dict[str, Any] = {field: file[name][()] for field, (name, *_) in _LAYOUT.items()}  # pyright: ignore
-            _check(values)
-            records = file[_INHERITED].asstr()[()] if version > 1 else ()  # pyright: ignore
-            inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)  # pyright: ignore
+            several = file.attrs["version"] == _SEVERAL
+            names = [str(name) for name in file.attrs["systems"]] if several else [""]  # pyright: ignore
+            explored = {name: _read(file[f"systems/{name}"] if name else file, versions[0]) for name in names}
     except InputError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"trajectory {path} cannot be read: {error}") from error
-    if version == 1:
+    if versions == (1,):
         log.info("trajectory %s is of version 1: its frames are elements and positions alone", path)
+    return explored
+
+
+def _read(group: Any, version: int) -> Exploration:
+    values: dict[str, Any] = {field: group[name][()] for field, (name, *_) in _LAYOUT.items()}
+    _check(values)
+    records = group[_INHERITED].asstr()[()] if version > 1 else ()
+    inherited = tuple(Inherited.from_record(text, len(values["numbers"])) for text in records)
     return Exploration(**values, inherited=inherited)
 
 

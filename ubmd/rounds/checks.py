@@ -18,6 +18,7 @@ from ubmd.errors import InputError, StoppedShort
 from ubmd.reference.base import Reference
 from ubmd.rounds.fit import Fitting
 from ubmd.rounds.limits import Limits
+from ubmd.systems.several import SYSTEM, Systems
 from ubmd.systems.system import System
 
 log = logging.getLogger(__name__)
@@ -30,18 +31,18 @@ SAME_FORCE = 0.1
 """eV/Å."""
 
 
-def trains_stress(weight: float, system: System, exploration: Explorer, reference: Reference) -> bool:
+def trains_stress(weight: float, systems: Systems, explorers: Mapping[str, Explorer], reference: Reference) -> bool:
     """Whether the potential learns stress, whose ``weight`` the loss has; refuses what this cannot go with."""
-    exploration.check_start(system.atoms, "system.structure")
-    if exploration.needs_stress and not weight > 0:
+    if any(explorer.needs_stress for explorer in explorers.values()) and not weight > 0:
         raise InputError(
             f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
             "set it to, say, 0.01 or choose dynamics=langevin"
         )
-    if weight > 0 and not system.periodic:
+    if weight > 0 and not any(system.periodic for system in systems.parts.values()):
         raise InputError(f"training.loss.stress={weight} needs a periodic system; set it to 0")
-    lacking = sum(is_labelled(a) and not has_stress(a) for a in system.given)
-    if weight > 0 and lacking and lacking == len(system.given):
+    crystals = [atoms for system in systems.parts.values() if system.periodic for atoms in system.given]
+    lacking = sum(is_labelled(a) and not has_stress(a) for a in crystals)
+    if weight > 0 and lacking and lacking == len(crystals):
         raise InputError(
             f"training.loss.stress={weight} needs a stress, but no label of system.initial has a REF_stress; "
             "add it, remove the labels or set training.loss.stress=0"
@@ -56,17 +57,30 @@ def trains_stress(weight: float, system: System, exploration: Explorer, referenc
     return weight > 0
 
 
-def check_test(reference: Mapping[str, Any], system: System, test: Sequence[Atoms]) -> None:
+def check_test(reference: Mapping[str, Any], systems: Systems, test: Sequence[Atoms]) -> None:
     """Refuses test structures of another charge or multiplicity, whose labels are of another potential.
 
     Args:
         reference: its options, among which a ``charge`` and a ``multiplicity`` may be.
-        system: of the run.
+        systems: of the run; structures are compared with the system that they are of.
         test: the test set.
 
     Raises:
         InputError: naming the structure and what it states.
     """
+    whose = [systems.name_of(atoms) for atoms in test]
+    if untold := whose.count(None):
+        log.warning(
+            "data.test: %d structures are of no system, or their atoms do not tell of which (%s=NAME in info does); "
+            "they are in no system's errors",
+            *(untold, SYSTEM),
+        )
+    for name, system in systems.parts.items():
+        _check_test(reference, system, {n: atoms for n, atoms in enumerate(test) if whose[n] == name})
+
+
+def _check_test(reference: Mapping[str, Any], system: System, test: Mapping[int, Atoms]) -> None:
+    """Refuses test structures, by their number, of another charge or multiplicity than their system."""
     own = stated(system.atoms)
     charge = own.charge if own.charge is not None else reference.get("charge") or 0
     multiplicity = None if own.unpaired is None else own.unpaired + 1
@@ -74,7 +88,7 @@ def check_test(reference: Mapping[str, Any], system: System, test: Sequence[Atom
         multiplicity = None
     multiplicity = multiplicity or reference.get("multiplicity")
     silent = 0
-    for number, atoms in enumerate(test):
+    for number, atoms in test.items():
         found = stated(atoms)
         silent += bool(charge and found.charge is None)
         differs = ""
@@ -89,29 +103,30 @@ def check_test(reference: Mapping[str, Any], system: System, test: Sequence[Atom
         log.warning("data.test: %d structures state no charge; it is taken for that of the system, %g", silent, charge)
 
 
-def check_sizes(learning: Limits, system: System, exploration: Explorer) -> None:
+def check_sizes(learning: Limits, systems: Systems, explorers: Mapping[str, Explorer]) -> None:
     """Refuses numbers that are out of range or do not go together."""
     for name in ("max_structures", "batch_size"):
         if getattr(learning, name) < 1:
             raise InputError(f"learning.{name}={getattr(learning, name)} must be at least 1")
     if learning.max_rounds is not None and learning.max_rounds < 1:
         raise InputError(f"learning.max_rounds={learning.max_rounds} must be at least 1, or null for no limit")
-    if learning.batch_size > exploration.max_candidates:
+    largest = sum(explorer.max_candidates for explorer in explorers.values())
+    if learning.batch_size > largest:
         raise InputError(
             f"learning.batch_size={learning.batch_size} is larger than the pool, which holds at most "
-            f"{exploration.max_candidates} candidates; use more walkers, a longer dynamics.stopping.max_steps "
+            f"{largest} candidates; use more walkers, a longer dynamics.stopping.max_steps "
             "or a smaller batch"
         )
-    if learning.max_structures < system.n_start:
+    if learning.max_structures < systems.n_start:
         raise InputError(
-            f"learning.max_structures={learning.max_structures} is below the {system.n_start} structures that the run "
+            f"learning.max_structures={learning.max_structures} is below the {systems.n_start} structures that the run "
             "starts from; raise it or lower system.n_initial"
         )
     if learning.warm_start is not None and not 0 < learning.warm_start <= 1:
         raise InputError(f"learning.warm_start={learning.warm_start} must be a share between 0 and 1, or null")
 
 
-def check_trainer(fitting: Fitting, learning: Limits, system: System, datamodule: GrowingDataModule) -> None:
+def check_trainer(fitting: Fitting, learning: Limits, n_start: int, datamodule: GrowingDataModule) -> None:
     """Refuses, beforehand, a trainer whose fits cannot be, or end before their first validation.
 
     A fit of a number of steps has the fewest epochs at the end of the run, an epoch the fewest batches at its start.
@@ -119,8 +134,8 @@ def check_trainer(fitting: Fitting, learning: Limits, system: System, datamodule
     fitting.check()
     largest = learning.max_structures
     if learning.max_rounds is not None:
-        largest = min(largest, system.n_start + (learning.max_rounds - 1) * learning.batch_size)
-    for n, share in ((system.n_start, 1.0), (largest, learning.warm_start or 1.0)):
+        largest = min(largest, n_start + (learning.max_rounds - 1) * learning.batch_size)
+    for n, share in ((n_start, 1.0), (largest, learning.warm_start or 1.0)):
         n_train = max(int((1 - datamodule.validation_fraction) * n), 1)
         fitting.limits(n_train, datamodule.batch_size, share)
 

@@ -58,7 +58,7 @@ def draw_variable_errors(run: Run, index: int) -> None:
         run.store,
         sorted({round(index * share) for share in (0.0, 1 / 3, 2 / 3, 1.0)}),
         run.datamodule.test_structures,
-        run.system,
+        run.systems,
         batch_size=run.datamodule.evaluation_batch_size,
         device=_device(run),
         allow=run.potentials.allow,

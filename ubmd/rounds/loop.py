@@ -26,6 +26,7 @@ from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_variable_errors, write_report
 from ubmd.rounds.fit import Fit, fit_and_predict, predict
 from ubmd.rounds.run import Run, extend, label_initial, relaxed, restore_label_store
+from ubmd.rounds.several import acquired_by_system, errors_by_system, round_explorers, round_walkers
 from ubmd.runs.folder import RoundFolder
 from ubmd.seeding import Stage, stage_seed
 from ubmd.training.module import PotentialModule
@@ -63,7 +64,7 @@ def learn_rounds(run: Run) -> float | None:
     records = run.store.records()
     draw_calibration(run, len(records) - 1)
     draw_variable_errors(run, len(records) - 1)
-    report_run(run.store, run.system, run.progress.console, dt=run.exploration.time_step)
+    report_run(run.store, run.systems, round_explorers(run, 0), run.progress.console)
     write_report(run)
     potential = run.store.folder(len(records) - 1).model
     log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
@@ -91,9 +92,8 @@ def _round(run: Run, index: int, structures: list[Atoms]) -> None:
         run.store,
         index,
         run.store.structures(index + 1),
-        run.system,
-        frame_interval=run.exploration.frame_interval,
-        dt=run.exploration.time_step,
+        run.systems,
+        round_explorers(run, 0),
     )
     run.store.commit(index, metrics)
     _announce(run, metrics)
@@ -109,7 +109,8 @@ def _fit(run: Run, index: int, folder: RoundFolder, module: PotentialModule, unc
     calibrate = Calibrate(uncertainty, calibration.atomic, calibration.total, save, calibration.evidence, earlier)
     steps = CumulativeStep(sum(record["metrics"].get("fit_steps", 0) for record in run.store.records()))
     fit = _trained(run, module, folder, [steps, calibrate])
-    return _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
+    metrics = _fit_metrics(run, index, fit, calibrate, uncertainty) | {"fit_steps": fit.steps}
+    return metrics | errors_by_system(run, folder, fit.device)
 
 
 def _trained(run: Run, module: PotentialModule, folder: RoundFolder, acquisition: list[Callback]) -> Fit:
@@ -139,11 +140,10 @@ def _acquire(
 ) -> dict[str, Any]:
     """Explores, selects and labels; returns the columns of ``metrics.csv`` that tell about it."""
     folder = run.store.folder(index)
-    perturbed = index == 0 and run.system.initial is None
-    starts = [run.system.atoms] if perturbed else [a for a in structures if a.info["round"] == index - 1]
     bias = partial(run.bias, uncertainty=uncertainty)
     elsewhere = partial(run.processes.run, PotentialFile(folder.model, run.bias, run.potentials.allow))
-    explore = Explore(run.exploration, bias, starts, folder, run.seed, run.progress, run.reference.reads, elsewhere)
+    walkers, workers = round_walkers(run, index, structures), run.exploration.workers
+    explore = Explore(walkers, bias, folder, run.progress, run.reference.reads, workers, elsewhere)
     acquire = Acquire(
         explore,
         uncertainty,
@@ -158,14 +158,15 @@ def _acquire(
         run.progress,
     )
     predict(run.fitting, module, run.datamodule, [explore, acquire])
-    return _acquisition_metrics(explore, acquire) | acquired_coverage(run, index, module.device)
+    metrics = _acquisition_metrics(explore, acquire) | acquired_by_system(run, acquire)
+    return metrics | acquired_coverage(run, index, module.device)
 
 
 def _build(run: Run, index: int) -> tuple[PotentialModule, Any]:
     """The training module of a fresh model and the model's uncertainty."""
     make = run.potentials
     weights = stage_seed(run.seed, index, Stage.WEIGHTS)
-    model = make.model(species=run.system.symbols, seed=weights).to(make.dtype)
+    model = make.model(species=run.systems.symbols, seed=weights).to(make.dtype)
     module = make.training(model=model)
     if index and run.limits.warm_start is not None:
         module.start_from(run.store.folder(index - 1).model, "learning.warm_start")
@@ -191,14 +192,13 @@ def _fit_metrics(run: Run, index: int, fit: Fit, calibrate: Calibrate, uncertain
 
 
 def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
-    result = explore.result
-    assert result is not None
+    found = explore.result.values()
     return {
         "n_candidates": acquire.n_candidates,
-        "n_selected": acquire.n_selected,
+        "n_selected": len(acquire.selected),
         "n_rejected": acquire.n_rejected,
-        "md_steps": result.md_steps,
-        "walkers_stopped_by_uncertainty": result.stopped_by(StopReason.UNCERTAINTY),
+        "md_steps": sum(part.md_steps for part in found),
+        "walkers_stopped_by_uncertainty": sum(part.stopped_by(StopReason.UNCERTAINTY) for part in found),
         "time_explore_s": explore.seconds,
         "time_select_s": acquire.seconds_select,
         "time_label_s": acquire.seconds_label,
@@ -221,6 +221,7 @@ def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
         parts.append(f"{explored.name} {ends} {explored.unit}".rstrip())
     if "md_steps" in metrics:
         n = metrics["walkers_stopped_by_uncertainty"]
-        parts.append(f"{metrics['md_steps']} MD steps, {n}/{run.exploration.n_walkers} walkers uncertain")
+        walkers = sum(metrics[f"n_walkers_{name}"] for name in run.systems.parts if name) or run.exploration.n_walkers
+        parts.append(f"{metrics['md_steps']} MD steps, {n}/{walkers} walkers uncertain")
         parts.append(f"{metrics['n_selected'] - metrics['n_rejected']} new labels")
     run.progress.console.print("  ".join(parts), highlight=False, soft_wrap=True)

@@ -28,9 +28,8 @@ from ubmd.rounds.fit import Fitting
 from ubmd.rounds.limits import Limits
 from ubmd.runs.folder import INITIAL
 from ubmd.runs.store import RoundStore
-from ubmd.seeding import Stage, stage_rng
 from ubmd.selection.base import Selection
-from ubmd.systems.system import System
+from ubmd.systems.several import Systems
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.calibration import AtomicCalibration, ConformalCalibration
 from ubmd.uncertainty.evidence import CrossConformal, Evidence, Prequential
@@ -99,7 +98,7 @@ class Run:
     max_force: float | None
     """Labelled structures with a larger force on any atom are rejected, eV/Å."""
     store: RoundStore
-    system: System
+    systems: Systems
     reference: Reference
     labels: LabelStore
     executor: LabelExecutor
@@ -109,6 +108,7 @@ class Run:
     bias: Callable[..., WalkerPotential]
     """Makes the biased potential of a ``potential`` and its ``uncertainty``."""
     exploration: Explorer
+    """Of the systems that have no dynamics of their own."""
     processes: WalkerProcesses
     selection: Selection
     loggers: list[Logger]
@@ -116,24 +116,25 @@ class Run:
 
 
 def relaxed(run: Run) -> Run:
-    """The run with its structure relaxed by the reference, if it is still to start from that."""
-    system = run.system
-    if system.relax is None or system.initial is not None or run.store.records():
-        return run
-    with run.progress.stage("relaxation") as stage:
+    """The run with structures relaxed by the reference, if it is still to start from them."""
+    structures: dict[str, Atoms] = {}
+    for name, system in run.systems.parts.items():
+        if system.relax is None or system.initial is not None or run.store.records():
+            continue
+        with run.progress.stage(f"relaxation {name}".strip()) as stage:
 
-        def show(steps: int, force: float) -> None:
-            stage.update(steps, detail=f"largest force {force:.3f} eV/Å")
+            def show(steps: int, force: float, stage: Any = stage) -> None:
+                stage.update(steps, detail=f"largest force {force:.3f} eV/Å")
 
-        structure = system.relax(system.atoms, run.reference, executor=run.executor, on_step=show)
-    return replace(run, system=replace(system, structure=structure))
+            structures[name] = system.relax(system.atoms, run.reference, executor=run.executor, on_step=show)
+    return replace(run, systems=run.systems.with_structures(structures)) if structures else run
 
 
 def label_initial(run: Run) -> None:
     """Labels the structures that the first round trains on, as far as they have no labels."""
     if run.store.structures(0):
         return
-    structures = run.system.initial_structures(stage_rng(run.seed, 0, Stage.PERTURB), run.reference.reads)
+    structures = run.systems.initial_structures(run.seed, run.reference.reads)
     unknown = [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
         # files hold all digits, but labels of earlier versions belong to structures of as many
@@ -158,6 +159,12 @@ def label_initial(run: Run) -> None:
             f"only {len(labelled)} of {len(structures)} initial structures could be labelled "
             f"({reasons[0]}); check reference, system.displacement and labelling.max_force"
         )
+    for name in run.systems.parts if run.systems.named else ():
+        if not run.systems.own(name, labelled):
+            raise InputError(
+                f"no initial structure of system {name} could be labelled ({reasons[0]}); check the reference, the "
+                "structure and labelling.max_force, or leave the system out"
+            )
     run.store.add_initial(labelled)
 
 
@@ -182,7 +189,7 @@ def _compare_given(run: Run, given: list[Atoms]) -> None:
 
 def restore_label_store(run: Run) -> None:
     """Fills a label store that was lost from the data set."""
-    given = any(is_labelled(a) for a in run.system.given)
+    given = any(is_labelled(a) for a in run.systems.given)
     structures = run.store.structures(len(run.store.records()) + 1)
     restore_labels([a for a in structures if a.info["round"] != INITIAL or not given], run.reference, run.labels)
 

@@ -9,7 +9,7 @@ from ubmd.analysis.comparison import RunResult
 from ubmd.analysis.page.markup import Markup, png
 from ubmd.analysis.page.run import RunPage
 from ubmd.analysis.paper.source import Source
-from ubmd.analysis.report import explorations, explored_figures
+from ubmd.analysis.report import CELLS, explorations, explored_figures
 from ubmd.runs.store import RoundStore
 
 __all__ = ["explored_pictures"]
@@ -31,11 +31,12 @@ def explored_pictures(run: RunPage) -> Iterator[tuple[Markup, str]]:
         return
     store, n = RoundStore(run.path), len(run.rows)
     explored = explorations(store, n - 1)
-    if not explored:
+    if not explored or "" not in explored[0][1]:  # of several systems they are drawn at the end alone
         return
     source = Source(RunResult(run.title, run.config, run.rows, run.path), run.path)
-    variables = source.variables(explored[0][1])
-    for name, figure in explored_figures(variables, source.states, explored, store.structures(n), source.dt):
+    found = [(index, by_system[""]) for index, by_system in explored]
+    variables = source.variables(found[0][1])
+    for name, figure in explored_figures(variables, source.states, found, store.structures(n), source.dt):
         buffer = BytesIO()
         figure.savefig(buffer, dpi=150, format="png")
         yield png(buffer.getvalue(), _caption(name)), _caption(name)
@@ -43,8 +44,9 @@ def explored_pictures(run: RunPage) -> Iterator[tuple[Markup, str]]:
 
 def _caption(name: str) -> str:
     """What a figure of :func:`~ubmd.analysis.report.explored_figures` shows, by its name."""
-    if name == "cell_parameters":
-        return "How often each length and angle of the cell was met."
+    if name.endswith(CELLS):
+        of = name.removesuffix(CELLS).strip("_")
+        return f"How often each length and angle of the cell{' of ' if of else ''}{of} was met."
     if name.endswith("_series"):
         return f"{name.removesuffix('_series')} of the walkers in time."
     first, _, second = name.partition("_")

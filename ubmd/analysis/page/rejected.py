@@ -14,6 +14,7 @@ from ubmd.reference.base import Label
 from ubmd.reference.labelling import with_label, within_limit
 from ubmd.reference.store import LabelStore
 from ubmd.runs.store import INITIAL
+from ubmd.systems.several import SYSTEM
 
 __all__ = ["Rejected", "rejected_structures"]
 
@@ -72,7 +73,8 @@ def _key(atoms: Atoms) -> bytes:
 
 def _origin(atoms: Atoms) -> str:
     walker, step = atoms.info.get("walker"), atoms.info.get("step")
-    return "" if walker is None else f"walker {walker}, step {step}"
+    system = f"{atoms.info[SYSTEM]}, " if SYSTEM in atoms.info else ""
+    return "" if walker is None else f"{system}walker {walker}, step {step}"
 
 
 def _limit(config: Mapping[str, Any]) -> float | None:

@@ -32,9 +32,9 @@ from ubmd.analysis.page.views import HINT, colour_bar, structure_view
 from ubmd.analysis.page.worst import WorstStructures, atomic_errors
 from ubmd.analysis.reliability import correlations
 from ubmd.analysis.report import shown_rows
-from ubmd.analysis.tables import duration, rounds_table, significant, stage_times_table
+from ubmd.analysis.tables import duration, rounds_table, significant, stage_times_table, systems_table
 from ubmd.dynamics.stopping import StopReason
-from ubmd.dynamics.trajectory import read_trajectory
+from ubmd.dynamics.trajectory import read_trajectories
 from ubmd.runs.metrics import STAGES
 from ubmd.runs.store import INITIAL
 
@@ -143,6 +143,9 @@ def _learning(run: RunPage) -> Iterator[Markup]:
         caption = "Errors and coverage against the number of labelled structures, a point for each round."
         yield figure_of(tag("div", *drawn, class_="row"), caption)
     yield table_of(rounds_table(shown_rows(run.rows)), "Rounds: data, errors, exploration and time")
+    counted = "n_structures_"
+    if systems := [column.removeprefix(counted) for column in run.rows[-1] if column.startswith(counted)]:
+        yield table_of(systems_table(run.rows[-1], systems), "Systems: structures and errors of the last round")
 
 
 def _exploration(run: RunPage) -> Iterator[Markup]:
@@ -158,12 +161,15 @@ def _exploration(run: RunPage) -> Iterator[Markup]:
         figures.append(figure_of(svg(figure, caption, "explored"), caption))
     figures += [figure_of(picture, caption) for picture, caption in explored_pictures(run)]
     yield tag("div", *figures, class_="row")
-    header, rows = ["Round", "Walkers", "Steps", "Frames", "Highest uncertainty (eV/Å)"], []
+    header = ["Round", "Walkers", "Steps", "Frames", "Highest uncertainty (eV/Å)"]
+    rows: list[list[Any]] = []
     ends: list[Counter[int]] = []
     for file in files:
-        e = read_trajectory(file)
-        ends.append(Counter(e.reasons.tolist()))
-        rows.append([int(file.parent.name), len(e.walkers), e.md_steps, e.n_frames, f"{e.max_uncertainty.max():.3g}"])
+        for system, e in read_trajectories(file).items():
+            ends.append(Counter(e.reasons.tolist()))
+            index = int(file.parent.name)
+            known = [len(e.walkers), e.md_steps, e.n_frames, f"{e.max_uncertainty.max():.3g}"]
+            rows.append([f"{index}, {system}" if system else index, *known])
     reasons = sorted({reason for found in ends for reason in found})
     header += [_capital(StopReason(reason).description) for reason in reasons]
     rows = [row + [found[reason] for reason in reasons] for row, found in zip(rows, ends, strict=True)]
