@@ -1,4 +1,4 @@
-"""One run over molecules and a crystal: what it labels, selects and tells of each, and how it goes on where it broke."""
+"""One run over molecules and a crystal: what it labels, selects and tells of each, and that it goes on once broken."""
 
 from __future__ import annotations
 
