@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_rooms import ROOMS
+from ubmd.arguments import quoted
 from ubmd.cli import app
 from ubmd.cli.command import COMMANDS, find
 
@@ -46,10 +47,7 @@ def test_command_lines_are_right(page: Path, tmp_path: Path, monkeypatch: pytest
         _, name, *words = shlex.split(line, comments=True)
         if name not in COMMANDS or "--help" in words:
             continue
-        overrides = [word for word in words if "=" in word]
-        if any(word.startswith("continue=") for word in overrides):  # whose words are in a folder
-            begun = {"learn": ["experiment=ala2_demo"], "md": ["potential=x", "system=ala2"]}
-            overrides = [*begun[name], *(word for word in overrides if not word.startswith("continue="))]
+        overrides = quoted([word for word in words if "=" in word])
         flags = {word for word in words if "=" not in word}
         assert flags <= {"-m", "--cfg", "job"}, line
         with app.open_hydra() as hydra:  # of a sweep the first job

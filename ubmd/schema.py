@@ -63,7 +63,7 @@ KEYS: Mapping[str, Any] = {
     "optimizer": Node,
     "scheduler": Node,
     "trainer": Node,
-    "data": Node | Mapping,
+    "data": Node,
     "uncertainty": Node,
     "calibration": Mapping,
     "calibration.atomic": Node,

@@ -54,6 +54,17 @@ def test_initial_structures_are_perturbed() -> None:
         assert 0.0 < np.abs(shift).max() <= 0.03
 
 
+def test_a_crystal_is_perturbed_in_each_cell_of_a_grid() -> None:
+    crystal, grid = bulk("Cu", cubic=True), [-0.04, 0.0, 0.04]
+    system = System(crystal, strain_grid=grid, displacement=0.0)
+    found = system.initial_structures(np.random.default_rng(0))
+    assert len(found) == 8
+    lengths = [(1 + grid[k % 3]) * crystal.cell[0, 0] for k in range(8)]
+    np.testing.assert_allclose([a.cell[0, 0] for a in found], lengths)
+    np.testing.assert_allclose(found[2].get_scaled_positions(), crystal.get_scaled_positions(), atol=1e-12)
+    assert System(crystal, strain_grid=np.linspace(-0.1, 0.1, 11).tolist()).n_start == 11
+
+
 def nan() -> Atoms:
     atoms = molecule("H2O")
     atoms.positions[2, 0] = np.nan
@@ -72,6 +83,14 @@ def nan() -> Atoms:
         ({"variables": {"a-b": Distance([0, 1])}}, r"system\.variables\.a-b must be named by letters"),
         ({"structure": nan()}, r"system\.structure has a position that is not a number at atom 2"),
         ({"structure": Atoms()}, r"system\.structure has no atoms"),
+        ({"structure": None}, r"system\.structure is missing: give it as system\.structure=FILE, a molecule as"),
+        (
+            {"structure": bulk("Cu"), "strain_grid": [0.0, 0.7]},
+            r"strain_grid=\[0\.0, 0\.7\] must be changes of lengths",
+        ),
+        ({"structure": bulk("Cu"), "strain_grid": []}, r"strain_grid=\[\] must be"),
+        ({"structure": bulk("Cu"), "strain_grid": [0, 0.1, 0.2], "n_initial": 2}, r"n_initial=2 leaves out some"),
+        ({"structure": bulk("Cu"), "strain_grid": [0.1], "initial": [bulk("Cu")] * 2}, r"initial says where to start"),
         ({"structure": "nowhere.xyz"}, r"structure file nowhere\.xyz does not exist"),
     ],
 )

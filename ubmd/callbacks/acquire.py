@@ -99,8 +99,7 @@ class Acquire(Callback):
         self.n_candidates = len(candidates)
         if not self.folder.selected.exists():
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
-            with self.progress.stage(f"round {self.folder.index} selection"):
-                write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
+            write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
             self.folder.note(self.folder.selected)
         # the file is the truth: labels belong to the coordinates as they are written
         whole = self.folder.selected.stat().st_size > 0

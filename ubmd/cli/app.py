@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, earlier, paths, secrecy
+from ubmd.arguments import quoted
 from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command, find
 from ubmd.cli.explain import check_groups, explain, explain_value
@@ -246,7 +247,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | s
         InputError: for an unknown command, group, option or key, and for values that do not fit.
     """
     with open_hydra() as hydra:
-        cfg = compose_checked(hydra, find(config_name), earlier.translated(overrides))
+        cfg = compose_checked(hydra, find(config_name), quoted(earlier.translated(overrides)))
         return job_config(cfg, folder)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from ubmd import earlier, interruption, secrecy
-from ubmd.arguments import Parser
+from ubmd.arguments import Parser, quoted
 from ubmd.cli.command import CHECK, COMPARE, FIGURES, REPORT, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
 from ubmd.version import __version__
@@ -73,12 +73,10 @@ def _run(argv: Sequence[str]) -> int:
         return check(argv[1:])
     command = find(argv[0])
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
-    options.overrides = earlier.translated(options.overrides)
+    options.overrides = quoted(earlier.translated(options.overrides))
 
     from ubmd.cli import app, command_help
-    from ubmd.cli.continued import continued
 
-    options.overrides = continued(command, options.overrides, multirun=options.multirun)
     with app.open_hydra(options.config_dir) as hydra:
         if options.help:
             print(command_help.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))

@@ -116,8 +116,8 @@ def _starts(cfg: DictConfig, trained: UncertainPotential) -> list[Atoms]:
     structures = read_structures(path) if isinstance(path, str) else None
     given: dict[str, Any] = {} if structures is None else {"structure": structures[0]}
     system: System = build(cfg, "system", **given)
-    structures = structures or [system.atoms]
-    name = path if isinstance(path, str) else "system.structure"
+    structures = structures or system.starts
+    name = path if isinstance(path, str) else "system.structure" if system.smiles is None else "system.smiles"
     known = trained.species
     for number, atoms in enumerate(structures):
         what = f"structure {number} of {name}"

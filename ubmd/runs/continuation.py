@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "size",  # what it says is where it is used
     # where things are kept that tell themselves what they are; a potential is told by its contents
     *("potential", "system.relax.folder", "data.test.path", "data.test.sample.labels"),
+    "data.test.sample.structures.relax.folder",
     *NOT_OF_LABELS,
 )
 """Parts of the configuration, with all that is in them, that have no say in what a run computes."""

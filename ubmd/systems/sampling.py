@@ -6,12 +6,14 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from numpy.typing import NDArray
 
 from ubmd import interruption
@@ -27,13 +29,11 @@ from ubmd.reference.base import Plain, Reference, checked_label, shared_fingerpr
 from ubmd.reference.executors import LabelExecutor, Serial
 from ubmd.reference.ff19sb import FF19SB, PACKAGES
 from ubmd.reference.identity import code_of, described, versions_of
-from ubmd.reference.labelling import label_structures, with_label
+from ubmd.reference.labelling import LabelReport, label_structures, with_label
 from ubmd.reference.openmm_system import build_system, reference_context
 from ubmd.reference.store import LabelStore
+from ubmd.systems.system import System
 from ubmd.units import ASE_TIME_PER_FS
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 PAPER_FRICTION_PER_PS = 0.02 * ASE_TIME_PER_FS * 1e3
 """The paper's Langevin friction, 0.02 inverse ASE time units, in 1/ps."""
@@ -132,7 +132,7 @@ def sample_ff19sb(
 def sample_perturbed(
     n_structures: int,
     *,
-    structures: list[Atoms] | Atoms | str,
+    structures: System | Sequence[Atoms] | Atoms | str,
     reference: Reference,
     labels: str | os.PathLike[str],
     displacement: float,
@@ -145,7 +145,8 @@ def sample_perturbed(
 
     Args:
         n_structures: number of copies; those that cannot be labelled are left out.
-        structures: to perturb, one or several, or the path of their file; their own labels do not count.
+        structures: to perturb: one or several, the path of their file, or a system (:func:`originals`); their own
+            labels do not count.
         reference: labels the copies.
         labels: file of the label store, from which an interrupted sampling continues.
         displacement: half-width of the shift of each coordinate, Å.
@@ -163,38 +164,66 @@ def sample_perturbed(
     """
     if not n_structures > 0:
         raise InputError(f"n_structures: {n_structures} is not positive; give a positive value")
-    if isinstance(structures, str):
-        structures = read_structures(structures)
-    originals = structures if isinstance(structures, list) else [structures]
+    place, store = executor or Serial(), LabelStore(labels, shared=True)
     # a stream of its own: a run with this seed must not start from its test structures
     rng, reads = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,))), reference.reads
-    copies = [
-        perturb(originals[i % len(originals)], 1, displacement=displacement, strain=strain, rng=rng, reads=reads)[0]
-        for i in range(n_structures)
-    ]
-    for atoms in copies:
-        atoms.positions = np.round(atoms.positions, _DECIMALS)
-    place, store = executor or Serial(), LabelStore(labels, shared=True)
-    with run_progress() as progress, progress.stage("test set labels", len(copies)) as stage, place:
-        report = label_structures(
-            copies,
-            reference,
-            store,
-            executor=place,
-            max_force=max_force,
-            on_label=lambda done, total: stage.update(done, total),
-        )
-    settings = shared_fingerprint(reference)
-    unfinished = [reason for atoms, reason in report.failed if store.get(atoms, settings, reference.reads) is None]
-    if unfinished:  # which structures a test set has must not be a matter of luck
-        raise InputError(
-            f"reference: {len(unfinished)} of {len(copies)} labels of the test set came to no end ({unfinished[0]}); "
-            "start the same command again, the others are kept"
-        )
+    with run_progress() as progress, place:
+        given = originals(structures, reference, place)
+        copies = [
+            perturb(given[i % len(given)], 1, displacement=displacement, strain=strain, rng=rng, reads=reads)[0]
+            for i in range(n_structures)
+        ]
+        for atoms in copies:
+            atoms.positions = np.round(atoms.positions, _DECIMALS)
+        with progress.stage("test set labels", len(copies)) as stage:
+            report = label_structures(
+                copies,
+                reference,
+                store,
+                executor=place,
+                max_force=max_force,
+                on_label=lambda done, total: stage.update(done, total),
+            )
+    check_finished(report, reference, store)
     if not report.labelled:
         reason = [*report.rejected, *report.failed][0][1]
         raise InputError(f"reference: none of the {n_structures} test structures could be labelled ({reason})")
     return report.labelled
+
+
+def originals(
+    structures: System | Sequence[Atoms] | Atoms | str, reference: Reference, place: LabelExecutor
+) -> list[Atoms]:
+    """What test structures are made from: those given or of a file, or what a system starts from, relaxed if that is.
+
+    Args:
+        structures: one or several, the path of their file, or a system.
+        reference: to relax with.
+        place: where labels are computed, which is open.
+    """
+    if isinstance(structures, str):
+        return read_structures(structures)
+    if isinstance(structures, System):
+        if structures.initial is None and structures.relax is not None:
+            structures = replace(structures, structure=structures.relax(structures.atoms, reference, executor=place))
+        return structures.given or structures.starts
+    return [structures] if isinstance(structures, Atoms) else list(structures)
+
+
+def check_finished(report: LabelReport, reference: Reference, store: LabelStore) -> None:
+    """Refuses labels that came to no end: which structures a test set has must not be a matter of luck.
+
+    Raises:
+        InputError: naming the first reason.
+    """
+    settings = shared_fingerprint(reference)
+    unfinished = [reason for atoms, reason in report.failed if store.get(atoms, settings, reference.reads) is None]
+    if unfinished:
+        n = len(report.labelled) + len(report.failed) + len(report.rejected)
+        raise InputError(
+            f"reference: {len(unfinished)} of {n} labels of the test set came to no end ({unfinished[0]}); "
+            "start the same command again, the others are kept"
+        )
 
 
 def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) -> list[Atoms]:
@@ -213,7 +242,8 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
             seed: 0
 
     Args:
-        path: extended XYZ with ``REF_`` keys. It appears all at once, or not at all.
+        path: extended XYZ with ``REF_`` keys. It appears all at once, or not at all. A name without ``xyz`` at its end
+            is a folder, in which other settings have another file.
         sample: a function that samples labelled structures, with all of its arguments. They are recorded,
             defaults included, in the first structure's ``info``: plain JSON types as they are, files by what is in
             them, references as their fingerprints with versions, structures as digests.
@@ -227,6 +257,9 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
     """
     path = Path(path)
     settings = _settings_of(sample)
+    if not path.name.endswith("xyz"):
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        path = path / f"{sample.func.__name__}-{digest[:12]}.extxyz"
     if (kept := _kept(path, settings)) is not None:
         return kept
     with interruption.exposed(), locked(path):
@@ -270,8 +303,6 @@ class _Langevin:
 
 
 def _labelled(positions: NDArray[np.float64], cmap: bool) -> list[Atoms]:
-    from ase import Atoms
-
     energies, forces = FF19SB(cmap=cmap).compute_many(positions)
     return [
         with_label(Atoms(SYMBOLS, positions=x), checked_label(float(e), f, None, len(SYMBOLS)))
@@ -308,6 +339,9 @@ def _recorded(value: Any, *, reads: Collection[str]) -> Plain:
     """What stands for an argument that JSON cannot hold."""
     if hasattr(value, "fingerprint"):
         return shared_fingerprint(value)
+    if isinstance(value, System):
+        kept = None if value.relax is None else [value.relax.fmax, value.relax.max_steps]
+        return [kept, *(_recorded(atoms, reads=reads) for atoms in value.given or value.starts)]
     digest = hashlib.sha256()
     for array in (value.numbers, value.positions, np.asarray(value.cell), value.pbc):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ubmd.errors import InputError
 from ubmd.observables.base import CollectiveVariable, values_of
 from ubmd.observables.cell import Volume
 from ubmd.observables.states import States, check_states
+from ubmd.systems.conformers import conformers
 from ubmd.systems.relaxation import Relaxation
 
 __all__ = ["System"]
@@ -30,7 +32,8 @@ class System:
     """A system to learn a potential for.
 
     Args:
-        structure: the initial structure, or the path of a file that ASE reads (its first frame is taken).
+        structure: the initial structure, or the path of a file that ASE reads (its first frame is taken); None with
+            ``smiles``.
         species: chemical symbols that the model shall know; None takes those of the structure.
         variables: collective variables by name. Those with a range span the space whose coverage is followed; of
             the others the lowest and the highest value are. A crystal's ``volume``, of as many atoms as
@@ -45,12 +48,16 @@ class System:
             random where there are more. None: 8 perturbed ones, or all of ``initial``.
         displacement: half-width of the perturbation of each coordinate, Å (Eq. 32).
         strain: half-width of the perturbation of the cell (Eqs. 33, 34); 0 keeps it.
+        smiles: a molecule instead of ``structure``. Its conformers (:func:`~ubmd.systems.conformers.conformers`) are
+            perturbed in turn, those of the lowest energies if there are more of them than structures to start from.
+        strain_grid: relative changes of a crystal's three lengths, such as -0.04, 0.0 and 0.04: ``structure`` is
+            perturbed in each of these cells in turn.
 
     Volumes of structures with another number of atoms than ``structure``, such as supercells, are scaled to that
     number.
     """
 
-    structure: Atoms | str
+    structure: Atoms | str | None = None
     species: Sequence[str] | None = None
     variables: Mapping[str, CollectiveVariable] = field(default_factory=dict)
     states: States = field(default_factory=dict)
@@ -60,8 +67,13 @@ class System:
     n_initial: int | None = None
     displacement: float = 0.02
     strain: float = 0.0
+    smiles: str | None = None
+    strain_grid: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        self._check_origin()
+        if self.smiles is not None:
+            object.__setattr__(self, "structure", conformers(self.smiles)[0])
         if isinstance(self.structure, str | Path):
             object.__setattr__(self, "structure", read_structures(self.structure, index="0")[0])
         check_structure(self.atoms, "system.structure")
@@ -78,7 +90,7 @@ class System:
         check_displacement(self.displacement)
         if not 0 <= self.strain < 1 / 6:  # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
             raise InputError(f"strain={self.strain} must be at least 0 and below 1/6; use a small number such as 0.02")
-        for name in ("max_volume", "strain"):
+        for name in ("max_volume", "strain", "strain_grid"):
             if getattr(self, name) and not self.periodic:
                 raise InputError(
                     f"system.{name}={getattr(self, name)} needs a structure that is periodic in three directions"
@@ -90,6 +102,8 @@ class System:
         check_states(self.states, self.variables)
         if self.initial is not None:
             object.__setattr__(self, "initial", self._initial())
+        if self.strain_grid is not None:
+            self._check_strain_grid()
 
     @property
     def atoms(self) -> Atoms:
@@ -115,7 +129,7 @@ class System:
     def n_start(self) -> int:
         """Number of structures that a run starts from."""
         if self.initial is None:
-            return self.n_initial or 8
+            return self.n_initial or max(8, len(self.strain_grid or ()))
         return min(self.n_initial or len(self.given), len(self.given))
 
     def initial_structures(self, rng: np.random.Generator, reads: Collection[str] = ()) -> list[Atoms]:
@@ -128,9 +142,44 @@ class System:
         if self.initial is not None:
             # in the order of a file, the first walkers might all start from its smallest cells
             return [self.given[i].copy() for i in rng.permutation(len(self.given))[: self.n_start]]
-        return perturb(
-            self.atoms, self.n_start, displacement=self.displacement, strain=self.strain, rng=rng, reads=reads
-        )
+        amount = {"displacement": self.displacement, "strain": self.strain}
+        starts = islice(cycle(self.starts), self.n_start)
+        return [copy for atoms in starts for copy in perturb(atoms, 1, **amount, rng=rng, reads=reads)]
+
+    @property
+    def starts(self) -> list[Atoms]:
+        """What is perturbed: the structure, its conformers or its cells."""
+        if self.smiles is not None:
+            return conformers(self.smiles)
+        return [_scaled(self.atoms, 1 + change) for change in self.strain_grid or (0.0,)]
+
+    def _check_origin(self) -> None:
+        """Refuses other than one thing that says where a run starts."""
+        if self.smiles is None and self.structure is None:
+            raise InputError(
+                "system.structure is missing: give it as system.structure=FILE, a molecule as system.smiles=SMILES, or "
+                "choose another system=OPTION"
+            )
+        if self.smiles is None:
+            return
+        for name in ("structure", "relax", "initial"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"system.smiles={self.smiles} makes the structures to start from, and system.{name} is given too; "
+                    "leave one of them out (null)"
+                )
+
+    def _check_strain_grid(self) -> None:
+        grid = list(self.strain_grid or ())
+        if not grid or not all(-0.5 <= change <= 0.5 for change in grid):
+            raise InputError(f"system.strain_grid={grid} must be changes of lengths from -0.5 to 0.5, or null")
+        if self.initial is not None or fixed_atoms(self.atoms, "system.structure").any():
+            other = "system.initial says where to start" if self.initial is not None else "it would move fixed atoms"
+            raise InputError(f"system.strain_grid={grid} cannot be, as {other}; use null")
+        if self.n_start < len(grid):
+            raise InputError(
+                f"system.n_initial={self.n_initial} leaves out some of system.strain_grid={grid}; raise it"
+            )
 
     def _initial(self) -> list[Atoms]:
         """The structures given as ``initial``, checked, without those of too large a volume."""
@@ -156,6 +205,14 @@ class System:
             limit = "" if self.max_volume is None else f" of at most system.max_volume={self.max_volume} Å³"
             raise InputError(f"system.initial has {len(kept)} structures{limit}; at least 2 are needed")
         return kept
+
+
+def _scaled(atoms: Atoms, factor: float) -> Atoms:
+    """A copy with all of its lengths times a factor."""
+    copy = atoms.copy()
+    if factor != 1:
+        copy.set_cell(np.asarray(copy.cell) * factor, scale_atoms=True)
+    return copy
 
 
 def _check_same_kind(atoms: Atoms, other: Atoms, what: str, which: str) -> None:
