@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from ubmd.analysis.by_variable import draw_by_variable, errors_by_variable
-from ubmd.analysis.evaluation import Evaluation, error_metrics, errors_table
+from ubmd.analysis.evaluation import Evaluation, error_metrics, errors_by_system, errors_table
 from ubmd.analysis.reliability import (
     calibration_curves,
     confidence_levels,
@@ -42,6 +42,23 @@ def evaluation(sizes: list[int], seed: int = 0, *, stress: bool = True) -> Evalu
         uncertainty=total * scipy.stats.norm.ppf(0.95),
         atomic_uncertainty=sigma * np.sqrt(scipy.stats.chi2.ppf(0.9, 3) / 3),
     )
+
+
+def test_errors_by_system_are_those_of_its_structures_alone() -> None:
+    found, parts = evaluation([3, 1, 4, 2]), {"a": [0, 2], "b": [3]}
+    structures = [Atoms("H", info={"system": name} if name else {}) for name in ("a", None, "a", "b")]
+    by_system = errors_by_system(structures, found)
+    assert list(by_system) == ["a", "b"]
+    forces = found.per_structure(np.square(found.forces[0] - found.forces[1]))
+    for name, places in parts.items():
+        own = by_system[name]
+        assert own["n_structures"] == len(places)
+        energy = 1e3 * (found.energy[0] - found.energy[1])[places] / found.n_atoms[places]
+        assert own["energy_rmse_mev_per_atom"] == pytest.approx(np.sqrt(np.mean(energy**2)))
+        mean = np.concatenate([forces[place] for place in places]).mean()
+        assert own["force_rmse_ev_per_ang"] == pytest.approx(np.sqrt(mean))
+    assert [by_system[name]["n_structures_with_stress"] for name in parts] == [1, 1]
+    assert errors_by_system(structures[:3], evaluation([3, 1, 4])) == {}
 
 
 def test_levels_of_normal_errors_are_uniform() -> None:

@@ -18,7 +18,7 @@ from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
 from ubmd.analysis.figures import calibration_scatter
 from ubmd.data.batch import collate
-from ubmd.data.labels import has_stress
+from ubmd.data.labels import SYSTEM, has_stress
 from ubmd.models.potential import Prediction
 from ubmd.uncertainty.calibration import AtomicCalibration, CalibrationData, ConformalCalibration, Factors
 from ubmd.uncertainty.potential import UncertainPotential
@@ -27,6 +27,7 @@ from ubmd.units import MPA
 __all__ = [
     "Evaluation",
     "error_metrics",
+    "errors_by_system",
     "errors_table",
     "evaluate_structures",
     "half_confidence",
@@ -81,6 +82,20 @@ class Evaluation:
     def per_structure(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         """Values of atoms [n_atoms, ...] structure by structure."""
         return np.split(values, np.cumsum(self.n_atoms)[:-1])
+
+    def select(self, chosen: Sequence[bool]) -> Evaluation:
+        """Those of the structures that are ``chosen`` [n]."""
+        one = np.asarray(chosen, dtype=bool)
+        atoms = np.repeat(one, self.n_atoms)
+        return Evaluation(
+            numbers=self.numbers[atoms],
+            n_atoms=self.n_atoms[one],
+            energy=self.energy[:, one],
+            forces=self.forces[:, atoms],
+            stress=None if self.stress is None or np.isnan(self.stress[1, one]).all() else self.stress[:, one],
+            uncertainty=self.uncertainty[one],
+            atomic_uncertainty=self.atomic_uncertainty[atoms],
+        )
 
     def largest(self, values: Array) -> Array:
         """Largest of the atoms' values [n_atoms] in each structure, [n]."""
@@ -176,6 +191,20 @@ def error_metrics(found: Evaluation, half: Evaluation | None = None) -> dict[str
             out[f"coverage_atom{suffix}"] = _covered(level.atomic_error, level.atomic_uncertainty)
             out[f"coverage_total{suffix}"] = _covered(level.total_error, level.uncertainty)
     return out
+
+
+def errors_by_system(structures: Sequence[Atoms], found: Evaluation) -> dict[str, dict[str, Any]]:
+    """:func:`error_metrics` of each system that structures name in their ``info``; none unless there are several.
+
+    Args:
+        structures: that were evaluated.
+        found: what came of it.
+    """
+    stated = [atoms.info.get(SYSTEM) for atoms in structures]
+    systems = list(dict.fromkeys(name for name in stated if isinstance(name, str)))
+    if len(systems) < 2:
+        return {}
+    return {name: error_metrics(found.select([own == name for own in stated])) for name in systems}
 
 
 def _summary(name: str, errors: Array) -> dict[str, float]:

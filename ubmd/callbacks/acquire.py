@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from ubmd.callbacks.explore import Explore
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.io import read_structures, write_structures
+from ubmd.data.labels import SYSTEM
 from ubmd.dynamics.several import frames_of_systems
 from ubmd.progress import RunProgress
 from ubmd.reference.base import Reference
@@ -21,7 +22,6 @@ from ubmd.reference.store import LabelStore
 from ubmd.runs.store import RoundFolder
 from ubmd.seeding import Stage, stage_seed
 from ubmd.selection.base import Pool, Selection, distinct, pool_features
-from ubmd.systems.several import SYSTEM
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.base import Uncertainty
 

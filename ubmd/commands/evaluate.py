@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ubmd.analysis.by_variable import draw_by_variable, errors_by_variable
-from ubmd.analysis.evaluation import error_metrics, evaluate_structures, predicted_structures
+from ubmd.analysis.evaluation import error_metrics, errors_by_system, evaluate_structures, predicted_structures
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.reliability import calibration_curves, uncertainty_metrics
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
@@ -73,7 +73,11 @@ def evaluate(cfg: DictConfig) -> float:
         draw_by_variable(found, structures, variables, folder / "figures")
         metrics = error_metrics(found) | uncertainty_metrics(found, cfg.alpha)
         metrics["by_variable"] = errors_by_variable(found, structures, variables)
+        columns = {Path(cfg.structures).name: metrics}
+        if by_system := errors_by_system(structures, found):
+            metrics["by_system"] = by_system
+            columns |= by_system
         write_json(folder / "metrics.json", metrics)
         written = f"{folder}: metrics.json, predictions.extxyz, figures/"
-        report_errors({Path(cfg.structures).name: metrics}, written, progress.console)
+        report_errors(columns, written, progress.console)
     return metrics["force_rmse_ev_per_ang"]

@@ -13,9 +13,12 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ubmd.errors import InputError
 
-__all__ = ["adopt_labels", "has_stress", "is_labelled", "lacking_labels"]
+__all__ = ["SYSTEM", "adopt_labels", "has_stress", "is_labelled", "lacking_labels"]
 
 log = logging.getLogger(__name__)
+
+SYSTEM = "system"
+"""Entry of a structure's ``info`` that names the system it is of, in runs of several."""
 
 Results = Mapping[str, Any]
 

@@ -12,13 +12,14 @@ from ase import Atoms
 
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.electronic import stated
-from ubmd.data.labels import has_stress, is_labelled
+from ubmd.data.labels import SYSTEM, has_stress, is_labelled
 from ubmd.dynamics.explore import Explorer
 from ubmd.errors import InputError, StoppedShort
 from ubmd.reference.base import Reference
+from ubmd.reference.by_system import BySystem
 from ubmd.rounds.fit import Fitting
 from ubmd.rounds.limits import Limits
-from ubmd.systems.several import SYSTEM, Systems
+from ubmd.systems.several import Systems
 from ubmd.systems.system import System
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ SAME_FORCE = 0.1
 
 def trains_stress(weight: float, systems: Systems, explorers: Mapping[str, Explorer], reference: Reference) -> bool:
     """Whether the potential learns stress, whose ``weight`` the loss has; refuses what this cannot go with."""
+    if isinstance(reference, BySystem):
+        reference.check_systems(list(systems.parts))
     if any(explorer.needs_stress for explorer in explorers.values()) and not weight > 0:
         raise InputError(
             f"training.loss.stress={weight} leaves untrained the stress that dynamics at constant pressure follow; "
@@ -47,7 +50,9 @@ def trains_stress(weight: float, systems: Systems, explorers: Mapping[str, Explo
             f"training.loss.stress={weight} needs a stress, but no label of system.initial has a REF_stress; "
             "add it, remove the labels or set training.loss.stress=0"
         )
-    if weight > 0 and not reference.has_stress:
+    crystal = [name for name, system in systems.parts.items() if system.periodic]
+    of = [reference.references[name] for name in crystal] if isinstance(reference, BySystem) else [reference]
+    if weight > 0 and not any(part.has_stress for part in of):
         raise InputError(
             f"training.loss.stress={weight} needs a reference that computes stress, which "
             f"{type(reference).__name__} does not; set it to 0 or choose another reference"

@@ -29,7 +29,7 @@ from ubmd.rounds.limits import Limits
 from ubmd.runs.folder import INITIAL
 from ubmd.runs.store import RoundStore
 from ubmd.selection.base import Selection
-from ubmd.systems.several import Systems
+from ubmd.systems.several import Systems, of_system
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.calibration import AtomicCalibration, ConformalCalibration
 from ubmd.uncertainty.evidence import CrossConformal, Evidence, Prequential
@@ -126,7 +126,8 @@ def relaxed(run: Run) -> Run:
             def show(steps: int, force: float, stage: Any = stage) -> None:
                 stage.update(steps, detail=f"largest force {force:.3f} eV/Å")
 
-            structures[name] = system.relax(system.atoms, run.reference, executor=run.executor, on_step=show)
+            (start,) = of_system(name, [system.atoms.copy()])
+            structures[name] = system.relax(start, run.reference, executor=run.executor, on_step=show)
     return replace(run, systems=run.systems.with_structures(structures)) if structures else run
 
 

@@ -86,12 +86,15 @@ def errors_by_system(run: Run, folder: RoundFolder, device: torch.device) -> dic
     out: dict[str, float] = {}
     for name in run.systems.parts:
         out[f"n_structures_{name}"] = len(run.systems.own(name, data.structures))
-        for prefix, structures in parts.items():
-            if own := run.systems.own(name, structures):
-                found = evaluate_structures(trained, own, batch_size=data.evaluation_batch_size)
-                errors = error_metrics(found)
-                wanted = _ERRORS if data.stress else _ERRORS[:2]
-                out |= {f"{prefix}{key}_{name}": errors[key] for key in wanted if key in errors}
+    for prefix, structures in parts.items():
+        if not structures:
+            continue
+        found = evaluate_structures(trained, structures, batch_size=data.evaluation_batch_size)
+        whose = [run.systems.name_of(atoms) for atoms in structures]
+        for name in [name for name in run.systems.parts if name in whose]:
+            errors = error_metrics(found.select([own == name for own in whose]))
+            wanted = _ERRORS if data.stress else _ERRORS[:2]
+            out |= {f"{prefix}{key}_{name}": errors[key] for key in wanted if key in errors}
     return out
 
 

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from ubmd.data.io import read_structures
+from ubmd.data.labels import SYSTEM
 from ubmd.errors import InputError
 from ubmd.observables.base import CollectiveVariable
 from ubmd.observables.states import States
@@ -23,10 +24,7 @@ from ubmd.seeding import Stage, stage_rng, stage_seed
 from ubmd.systems.relaxation import Relaxation
 from ubmd.systems.system import System
 
-__all__ = ["SYSTEM", "Systems", "dealt"]
-
-SYSTEM = "system"
-"""Entry of a structure's ``info`` that names its system."""
+__all__ = ["Systems", "dealt", "of_system"]
 
 Source = Atoms | str
 """Of a system: its structure, or the file of it."""

@@ -10,11 +10,11 @@ from typing import Any
 from ase import Atoms
 
 from ubmd.data.io import read_structures
+from ubmd.data.labels import SYSTEM
 from ubmd.reference.base import Label
 from ubmd.reference.labelling import with_label, within_limit
 from ubmd.reference.store import LabelStore
 from ubmd.runs.store import INITIAL
-from ubmd.systems.several import SYSTEM
 
 __all__ = ["Rejected", "rejected_structures"]
 
