@@ -16,6 +16,7 @@ from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas
 from ubmd.dynamics.explore import WalkerExploration
 from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.integrators.melchionna import Melchionna
+from ubmd.dynamics.integrators.mtk import MTK
 from ubmd.dynamics.several import (
     SystemWalkers,
     check_explorers,
@@ -134,4 +135,10 @@ def test_a_bias_acts_on_all_systems_or_is_refused() -> None:
     with pytest.raises(InputError, match=r"bias.tau_stress=0.5 needs dynamics that move the cell"):
         check_explorers(of, explorers_of(of, common()), common(), bias)
     crystal = systems(dynamics={"crystal": common(integrator=Melchionna())})
+    check_explorers(crystal, explorers_of(crystal, common()), common(), bias)
+    # an impulse every other step is for the cell alone to take
+    bias.every, bias.between = 2, bias  # pyright: ignore
+    with pytest.raises(InputError, match=r"bias.every=2 with .*: the cell of Melchionna takes no impulses"):
+        check_explorers(crystal, explorers_of(crystal, common()), common(), bias)
+    crystal = systems(dynamics={"crystal": common(integrator=MTK())})
     check_explorers(crystal, explorers_of(crystal, common()), common(), bias)

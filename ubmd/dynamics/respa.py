@@ -72,7 +72,8 @@ def check_every(potential: object, integrator: object, frame_interval: int) -> N
 
     Args:
         potential: a bias, perhaps.
-        integrator: names in ``takes_impulses`` what may be n times as large every n-th step: ``forces``, ``stress``.
+        integrator: names in ``takes_impulses`` what may be n times as large every n-th step: ``forces``, and ``stress``
+            if its steps depend on that.
         frame_interval: steps between frames.
     """
     every = evaluation_interval(potential)
@@ -82,7 +83,7 @@ def check_every(potential: object, integrator: object, frame_interval: int) -> N
     if "forces" not in takes:
         raise InputError(f"bias.every={every} is for molecular dynamics, not for {name}; set bias.every=1")
     acting = getattr(potential, "acts_on_cell", None)
-    if acting is not None and "stress" not in takes:
+    if acting is not None and getattr(integrator, "needs_stress", False) and "stress" not in takes:
         raise InputError(
             f"bias.every={every} with {acting} needs dynamics=npt_mtk: the cell of {name} takes no impulses; choose "
             "that or set bias.every=1"
