@@ -34,6 +34,8 @@ KEYS: Mapping[str, Any] = {
     "allow": str | Sequence[str],
     "structures": str,
     "address": str,
+    "to": Literal["metatomic"],
+    "file": str,
     "wait": float,
     "uncertainties": bool,
     "species": Literal["auto"] | Sequence[str],

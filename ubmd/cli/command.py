@@ -94,6 +94,16 @@ _COMMANDS = (
             "ubmd serve potential=RUN/model.ckpt address=localhost:31415 system.structure=init.xyz uncertainties=true",
         ),
     ),
+    Command(
+        "export",
+        "a trained potential as a file for programs without ubmd: metatomic",
+        "ubmd.commands.export:export",
+        (
+            "ubmd export potential=RUN/rounds/004/model.ckpt file=model.pt",
+            "ubmd export potential=RUN/model.ckpt to=metatomic file=model.pt dtype=float32",
+            "ubmd export -m potential=A/model.ckpt,B/model.ckpt",
+        ),
+    ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 
