@@ -292,8 +292,11 @@ def run_tags(name: str) -> list[str]:
 
 
 def wandb_offline() -> bool:
-    """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode (Lightning sets ``dryrun``)."""
-    return os.environ.get("WANDB_MODE", "offline") in ("", "offline", "dryrun")
+    """Whether wandb stays offline: it does unless ``WANDB_MODE`` names another mode (Lightning sets ``dryrun``) or an
+    agent of one of wandb's own sweeps runs the job.
+    """
+    usual = "online" if os.environ.get("WANDB_SWEEP_ID") else "offline"
+    return (os.environ.get("WANDB_MODE") or usual) in ("offline", "dryrun")
 
 
 def folder_path(text: str | None, default: str) -> str:

@@ -128,7 +128,7 @@ def configuration() -> str:
         for group, option in _choices(conf / f"{command}.yaml"):
             chosen.add(f"{group}={option}")
             users.setdefault(group, []).append(command)
-    folders = {str(file.parent.relative_to(conf)) for file in conf.rglob("*/*.yaml")}
+    folders = {str(file.parent.relative_to(conf)) for file in conf.rglob("*/*.yaml")} - {"wandb"}  # no group
     order = [*users, *sorted(folders - users.keys())]
     for group in sorted(folders, key=lambda name: (order.index(name.split("/")[0]), name)):
         out += [f"## `{group}`", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 
 from ubmd import paths
 from ubmd.cli import app, sweeps
 from ubmd.cli import main as cli
 from ubmd.cli.command import COMMANDS
+from ubmd.cli.explain import explain
 from ubmd.errors import InputError, StoppedShort
 from ubmd.runs.continuation import config_digest
 from ubmd.runs.metrics import write_metrics
@@ -43,7 +46,7 @@ LABELS = {"temperature": "dynamics.integrator.temperature-300.0"}
 
 
 def test_every_sweep_is_tested() -> None:
-    assert {file.stem for file in (paths.config_dir() / "sweep").glob("*.yaml")} == set(JOBS)
+    assert {file.stem for file in (paths.config_dir() / "sweep").glob("*.yaml")} == {*JOBS, "optuna"}
 
 
 @pytest.mark.parametrize("sweep", list(JOBS))
@@ -322,3 +325,31 @@ def test_sweeps_of_other_kinds(sweep: str, number: int) -> None:
 def test_an_interval_is_no_list() -> None:
     with app.open_hydra() as hydra, pytest.raises(InputError, match="is no list of values"):
         app.check(hydra, COMMANDS["learn"], ["experiment=ala2_demo", "bias.tau=interval(0,1)"], True)
+
+
+@pytest.mark.slow
+def test_a_search_by_optuna(stand_in: Callable[[Job], None], runs: Path) -> None:
+    """It keeps to its ranges and says what is best; trials that are finished need not run again."""
+    called: list[float] = []
+
+    def job(cfg: DictConfig) -> float:
+        called.append(cfg.training.loss.forces)
+        return abs(math.log(called[-1] / 8))
+
+    stand_in(job)
+    search = ["learn", "experiment=ala2_demo", "sweep=optuna", "hydra.sweeper.n_trials=3", "logger=csv"]
+    assert cli.main(search) == 0
+    assert len(set(called)) == 3
+    assert all(1 <= value <= 30 for value in called)
+    results = OmegaConf.load(runs / "ala2_demo" / "optimization_results.yaml")
+    assert results.best_value == min(abs(math.log(value / 8)) for value in called)
+    assert cli.main(search) == 0
+    assert len(called) == 3
+
+
+def test_optuna_that_is_not_installed() -> None:
+    message = "In 'hydra/config': Could not find 'hydra/sweeper/optuna'\nAvailable options in 'hydra/sweeper':\n\tbasic"
+    error = MissingConfigException(message, "hydra/sweeper/optuna")
+    with app.open_hydra() as hydra:
+        sentence = explain(hydra, COMMANDS["train"], [], error)
+    assert sentence == "hydra/sweeper=optuna is not installed; pip install 'ubmd[optuna]'"

@@ -144,3 +144,28 @@ def test_a_module_without_file_is_not_identified() -> None:
     finally:
         del sys.modules["of_a_notebook"]
     assert identity.code_of({"ase.calculators.emt", "builtins"}).complete
+
+
+def test_environments_over_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of an environment beneath are installed; packages of one's own may import what cannot be imported."""
+    beneath, own = tmp_path / "site-packages", tmp_path / "own"
+    for folder, name, text in (
+        (beneath, "of_beneath", ""),
+        (own, "of_mine", "import of_beneath\nif False:\n    import for_windows.inside\n"),
+        (own / "for_windows", "__init__", "assert False\n"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(beneath)
+    monkeypatch.syspath_prepend(own)
+    identity._installed_folders.cache_clear()
+    try:
+        importlib.import_module("of_mine")
+        before = identity.code_of({"of_mine"})
+        (beneath / "of_beneath.py").write_text("another = True\n")
+        assert identity.code_of({"of_mine"}) == before
+        assert before.source is not None
+    finally:
+        identity._installed_folders.cache_clear()
+        for name in ("of_mine", "of_beneath"):
+            sys.modules.pop(name, None)

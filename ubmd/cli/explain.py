@@ -81,6 +81,8 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
 def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error: Exception) -> str:
     """One sentence for a composition error."""
     message = str(error)
+    if "Could not find 'hydra/sweeper/optuna'" in message:
+        return "hydra/sweeper=optuna is not installed; pip install 'ubmd[optuna]'"
     unset = re.search(r"You must specify '([^']+)'", message)
     if unset:
         group = unset.group(1)

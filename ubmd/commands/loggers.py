@@ -11,12 +11,13 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ubmd.config import first_line, plain
 from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.provenance import provenance
+from ubmd.rounds.artifacts import BY_STRUCTURES, STRUCTURES, log_inputs
 from ubmd.rounds.wandb_logger import SteadyWandbLogger, of_wandb
 from ubmd.secrecy import hidden
 
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")
 """What wandb takes as ``WANDB_MODE``."""
+
+INPUTS = {"system.structure": "dataset", "system.initial": "dataset", "training.start": "model"} | dict.fromkeys(
+    ("data.train", "data.valid", "data.test"), "dataset"
+)
+"""Keys that may name files, or lists of them, that are told wandb."""
 
 
 def check_loggers(cfg: DictConfig) -> None:
@@ -90,17 +96,32 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             if config.get("offline"):
                 # wandb's remarks are about syncing, which an offline run does later
                 os.environ.setdefault("WANDB_SILENT", "true")
-            logger = instantiate(config, id=wandb_id(folder / "wandb_id.txt"), resume="allow")
+            known = {"id": wandb_id(folder / "wandb_id.txt"), "resume": "allow"}
+            # an agent of a sweep of wandb's says which run it is
+            logger = instantiate(config, **({} if os.environ.get("WANDB_SWEEP_ID") else known))
             # Lightning hands on a setting that wandb has given up, and wandb would say so in every run
             logger._wandb_init.pop("anonymous", None)
             _start(logger)
-            logger.experiment.define_metric("al/round")
-            logger.experiment.define_metric("al/*", step_metric="al/round")
+            for values, abscissa in {"al": "al/round", BY_STRUCTURES: STRUCTURES}.items():
+                logger.experiment.define_metric(abscissa)
+                logger.experiment.define_metric(f"{values}/*", step_metric=abscissa)
             logger.experiment.config.update(hidden(plain(cfg)) | {"provenance": provenance()}, allow_val_change=True)
         else:
             logger = instantiate(config)
         out.append(logger)
+    log_inputs(out, _inputs(cfg))
     return out
+
+
+def _inputs(cfg: DictConfig) -> dict[Path, str]:
+    """The files that a run starts from, and what they are."""
+    found: dict[Path, str] = {}
+    for key, kind in INPUTS.items():
+        value = OmegaConf.select(cfg, key)
+        for path in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(path, str) and Path(path).is_file():
+                found[Path(path)] = kind
+    return found
 
 
 def _start(logger: SteadyWandbLogger) -> None:

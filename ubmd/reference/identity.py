@@ -111,7 +111,7 @@ def _add_sources(name: str, file: Path, found: dict[str, str]) -> None:
     for imported in _imports(ast.parse(file.read_bytes()), package):
         try:
             spec = importlib.util.find_spec(imported)
-        except (ImportError, ValueError, AttributeError):
+        except Exception:  # it imports the packages around a module, which may fail in any way
             continue
         origin = spec.origin if spec is not None and spec.has_location else None
         if origin is not None and imported.partition(".")[0] != "ubmd" and not _is_installed(origin):
@@ -141,6 +141,8 @@ def _distributions() -> Mapping[str, list[str]]:
 def _installed_folders() -> tuple[Path, ...]:
     names = ("purelib", "platlib", "stdlib", "platstdlib")
     folders = [sysconfig.get_path(name) for name in names] + [site.getusersitepackages()]
+    # of an environment over another one
+    folders += [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
     return tuple(Path(folder).resolve() for folder in folders)
 
 

@@ -21,7 +21,7 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
 from ubmd.rounds.acquired import acquired_coverage, earlier_data
-from ubmd.rounds.artifacts import log_results
+from ubmd.rounds.artifacts import log_results, log_round
 from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_variable_errors, write_report
 from ubmd.rounds.fit import Fit, fit_and_predict, predict
@@ -67,7 +67,8 @@ def learn_rounds(run: Run) -> float | None:
     report_run(run.store, run.systems, round_explorers(run, 0), run.progress.console)
     write_report(run)
     potential = run.store.folder(len(records) - 1).model
-    log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset)
+    rows = [record["metrics"] for record in records]
+    log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset, rounds=rows)
     check_complete(run.limits, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
     return records[-1]["metrics"].get("force_rmse_ev_per_ang")
 
@@ -207,9 +208,7 @@ def _acquisition_metrics(explore: Explore, acquire: Acquire) -> dict[str, Any]:
 
 def _announce(run: Run, metrics: Mapping[str, Any]) -> None:
     """Logs a finished round and prints a line about it."""
-    values = {f"al/{k}": float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-    for logger in run.loggers:
-        logger.log_metrics(values)
+    log_round(run.loggers, metrics)
     parts = [f"round {metrics['round']}", f"{metrics['n_train']} + {metrics['n_valid']} structures"]
     kind = "test" if run.datamodule.test_structures else "validation"
     force = metrics["force_rmse_ev_per_ang" if kind == "test" else "valid_force_rmse_ev_per_ang"]
