@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _outside_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("UBMD_PROGRESS", "0")  # what stderr holds does not depend on the machine
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path_factory.getbasetemp() / "runs"))
 
 

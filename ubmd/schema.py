@@ -65,7 +65,7 @@ KEYS: Mapping[str, Any] = {
     "optimizer": Node,
     "scheduler": Node,
     "trainer": Node,
-    "data": Node,
+    "data": Node | Mapping,
     "uncertainty": Node,
     "calibration": Mapping,
     "calibration.atomic": Node,

@@ -187,6 +187,25 @@ def test_run_folder_is_the_same_each_time(runs: Path, jobs: list[DictConfig]) ->
 
 
 @pytest.mark.usefixtures("toy_conf")
+def test_continued_by_its_folder(
+    runs: Path, jobs: list[DictConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["learn", "experiment=demo", "bias.denominator=3", "budget.rounds=2"]) == 0
+    (run,) = (runs / "demo").iterdir()
+    moved = run.rename(runs.parent / "it's moved")
+    monkeypatch.chdir(runs)
+    assert cli.main(["learn", "continue=../it's moved", "budget.rounds=5"]) == 0
+    assert cli.main(["learn", f"continue={moved}"]) == 0
+    assert [(job.bias.denominator, job.budget.rounds, job.seed) for job in jobs] == [(3, 2, 7), (3, 5, 7), (3, 5, 7)]
+    assert [job.paths.run for job in jobs] == [str(run), *[str(moved)] * 2]
+    assert not list((runs / "demo").iterdir())
+    capsys.readouterr()
+    assert "is no run folder" in refused(capsys, "learn", "continue=nowhere")
+    assert "continues one run" in refused(capsys, "learn", f"continue={moved}", "seed=1,2", "-m")
+    assert "is a run of `ubmd learn`, not of `ubmd md`" in refused(capsys, "md", f"continue={moved}")
+
+
+@pytest.mark.usefixtures("toy_conf")
 def test_sweep_jobs_share_the_folders_of_single_runs(runs: Path, jobs: list[DictConfig]) -> None:
     assert cli.main(["learn", "experiment=demo", "seed=1,2", "bias=walls", "-m"]) == 0
     assert cli.main(["learn", "experiment=demo", "seed=2", "bias=walls"]) == 0

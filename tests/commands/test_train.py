@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 import torch
 from ase import Atoms
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -182,6 +183,42 @@ def test_labels_that_ase_wrote(here: Path) -> None:
     ase.io.write("plain.extxyz", structures)
     assert train(data="plain.extxyz") == 0
     assert "stress_rmse_mpa" not in metrics_of(only(here / "train"))["valid"]
+
+
+FOREIGN = (
+    *("data.keys.energy=dft_energy", "data.keys.forces=dft_force", "data.keys.virial=dft_virial"),
+    *("data.units.energy=kcal/mol", "data.units.forces=Hartree/Bohr", "data.units.virial=eV"),
+)
+
+
+def foreign(structures: Sequence[Atoms]) -> list[Atoms]:
+    """The same data set as a peer would have it."""
+    out = []
+    for atoms in structures:
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+        virial = -atoms.get_volume() * np.ravel(atoms.info["REF_stress"])
+        bare.info = {"dft_energy": atoms.info["REF_energy"] / 0.0433641042, "dft_virial": virial}
+        bare.arrays["dft_force"] = atoms.arrays["REF_forces"] / (27.21138602 / 0.52917721067)
+        out.append(bare)
+    return out
+
+
+def test_a_data_set_in_the_words_of_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ase.io.write("foreign.extxyz", foreign(TRAIN))
+    assert train(*FOREIGN, "training.loss.stress=0.01", "name=foreign", data="foreign.extxyz", epochs=1) == 0
+    assert train("training.loss.stress=0.01", epochs=1) == 0
+    theirs, ours = (metrics_of(only(here / name))["valid"] for name in ("foreign", "train"))
+    for name in ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang", "stress_rmse_mpa"):
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
+    potential = only(here / "train") / "model.ckpt"
+    capsys.readouterr()
+    assert evaluate(*FOREIGN, potential=potential, structures="foreign.extxyz") == 0
+    assert evaluate("name=own", potential=potential, structures="train.extxyz") == 0
+    theirs, ours = (metrics_of(only(here / name)) for name in ("evaluate", "own"))
+    for name in ("energy_rmse_mev_per_atom", "force_rmse_ev_per_ang", "stress_rmse_mpa", "coverage_atom"):
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-5), name
+    assert evaluate(potential=potential, structures="foreign.extxyz") == 2
+    assert "(but dft_energy, dft_force); label it first" in capsys.readouterr().err
 
 
 def test_twice_is_once_and_other_data_is_another_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -514,3 +551,37 @@ def test_bad_input_for_learn(here: Path, override: str, sentence: str, capsys: p
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
     assert not list(here.rglob("provenance.json"))
+
+
+def test_learning_from_a_data_set_in_the_words_of_others(here: Path) -> None:
+    """Both what a run starts from and what it is tested with, whose labels are computed again and compared."""
+    labelled = []
+    for scale in (0.98, 1.0, 1.01, 1.03):
+        atoms = Atoms(TRAIN[0].numbers, TRAIN[0].positions, cell=TRAIN[0].cell, pbc=True, calculator=EMT())
+        atoms.set_cell(scale * atoms.cell, scale_atoms=True)
+        atoms.info = {"REF_energy": atoms.get_potential_energy(), "REF_stress": atoms.get_stress(voigt=False)}
+        atoms.arrays["REF_forces"] = atoms.get_forces()
+        labelled.append(atoms)
+    ase.io.write("foreign.extxyz", foreign(labelled))
+    files = ("data.test=foreign.extxyz", "system.initial=foreign.extxyz", "system.n_initial=null")
+    assert cli.main([*LEARN, *FOREIGN, *files, "learning.max_rounds=1", "trainer.max_epochs=1"]) == 0
+    found = {a.info["REF_energy"]: a for a in read_labelled(only(here / "learn") / "dataset.extxyz")}
+    for energy, atoms in zip(sorted(found), sorted(labelled, key=lambda a: a.info["REF_energy"]), strict=True):
+        assert energy == pytest.approx(atoms.info["REF_energy"], rel=1e-6)
+        np.testing.assert_allclose(found[energy].arrays["REF_forces"], atoms.arrays["REF_forces"], atol=1e-5)
+        np.testing.assert_allclose(found[energy].info["REF_stress"], atoms.info["REF_stress"], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_extended_by_its_folder(here: Path) -> None:
+    """In other circumstances, to what it would have come to."""
+    few = ("trainer.max_epochs=2", "learning.max_structures=6")
+    assert cli.main([*LEARN, "name=whole", *few]) == 0
+    assert cli.main([*LEARN, "name=short", *few, "learning.max_rounds=1"]) == 0
+    short = only(here / "short")
+    assert len(read_metrics(short / "metrics.csv")) == 1
+    elsewhere = ("executor=processes", "executor.workers=1")
+    assert cli.main(["learn", f"continue={short}", "learning.max_rounds=5", *elsewhere]) == 0
+    found, expected = (read_metrics(run / "metrics.csv") for run in (only(here / "short"), only(here / "whole")))
+    for row, other in zip(found, expected, strict=True):
+        assert {k: v for k, v in row.items() if "time" not in k} == {k: v for k, v in other.items() if "time" not in k}

@@ -100,7 +100,7 @@ def test_energy_of_one_number_in_a_list(tmp_path: Path) -> None:
 def test_names_of_other_programs_are_told(tmp_path: Path) -> None:
     atoms = molecule("H2O")
     atoms.info["dft_energy"], atoms.arrays["dft_force"] = -1.5, np.ones((3, 3))
-    message = r"has no REF_energy and no REF_forces \(but dft_energy, dft_force\); label it first or store"
+    message = r"has no REF_energy and no REF_forces \(but dft_energy, dft_force\); label it .*data.keys.energy=NAME"
     with pytest.raises(InputError, match=message):
         read_labelled(written(tmp_path, atoms))
 
@@ -123,7 +123,7 @@ def test_stress_that_is_not_symmetric(tmp_path: Path) -> None:
 def test_virials_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (found,) = read_labelled(written(tmp_path, own(REF_virial=np.arange(9.0))))
     assert "REF_stress" not in found.info
-    assert "REF_virial is not read; give the stress" in caplog.text
+    assert "REF_virial is not read; name it, as data.keys.virial=REF_virial" in caplog.text
 
 
 def test_zero_forces_of_fixed_atoms_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

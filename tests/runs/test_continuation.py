@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def test_parts_without_a_say(key: str) -> None:
     node[key.split(".")[-1]] = {"a": 1} if key in MAY_DIFFER else 7
     assert (key in differences({}, told)) == (key in MAY_GROW)
     assert config_digest(told, leave_out=(*MAY_DIFFER, *MAY_GROW)) == config_digest({})
+
+
+def test_the_documentation_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "restart.md").read_text()
+    told = set(re.findall(r"`([\w.]+)`", page.split("## What may change", 1)[1].split("\n## ")[0]))
+    short = {key for key in (*MAY_DIFFER, *MAY_GROW) if not key.startswith("data.test.sample.")} - {
+        "reference._recursive_"  # no option of anybody
+    }
+    assert short <= told, short - told
 
 
 def test_digest() -> None:

@@ -62,6 +62,7 @@ def test_classes_have_moved() -> None:
     changed = {key for key in differences(old, new) if not key.endswith("._target_") and not key.startswith(followed)}
     moved = {"training.betas", "training.eps", "optimizer.betas", "optimizer.eps"}
     added = {"bias.every", "dynamics.groups", "data.test.sample.trajectories"}
+    added |= {f"data.units.{key}" for key in ("energy", "length", "stress_positive", "virial_positive", "voigt")}
     assert changed == moved | added | {"optimizer._partial_", "scheduler._partial_"}
     assert new["calibration"]["evidence"] == {"_target_": "ubmd.uncertainty.Split"}
     assert (new["bias"]["every"], new["dynamics"]["groups"]) == (1, 1)

@@ -99,7 +99,8 @@ class Acquire(Callback):
         self.n_candidates = len(candidates)
         if not self.folder.selected.exists():
             datamodule: GrowingDataModule = trainer.datamodule  # pyright: ignore
-            write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
+            with self.progress.stage(f"round {self.folder.index} selection"):
+                write_structures(self.folder.selected, self._select(candidates, pl_module, datamodule))
             self.folder.note(self.folder.selected)
         # the file is the truth: labels belong to the coordinates as they are written
         whole = self.folder.selected.stat().st_size > 0

@@ -32,7 +32,7 @@ def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags
     inner = [group for group in choices if "/" in group and "@" not in group and group.split("/")[0] in base]
     names = sorted([*base, *inner], key=lambda group: list(base).index(group.split("/")[0]))
     options = {group: offered(hydra, command, group) for group in names if group.split("/")[0] != "hydra"}
-    groups = {group: names for group, names in options.items() if names}
+    groups = {group: names for group, names in options.items() if names and group in choices}
     wide = max(map(len, [*base, *groups]), default=0)
     lines = [
         f"ubmd {command.name}",

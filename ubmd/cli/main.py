@@ -76,7 +76,9 @@ def _run(argv: Sequence[str]) -> int:
     options.overrides = quoted(earlier.translated(options.overrides))
 
     from ubmd.cli import app, command_help
+    from ubmd.cli.continued import continued
 
+    options.overrides = continued(command, options.overrides, multirun=options.multirun)
     with app.open_hydra(options.config_dir) as hydra:
         if options.help:
             print(command_help.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))

@@ -11,6 +11,7 @@ from ubmd.analysis.by_variable import draw_by_variable, errors_by_variable
 from ubmd.analysis.evaluation import error_metrics, errors_by_system, evaluate_structures, predicted_structures
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.reliability import calibration_curves, uncertainty_metrics
+from ubmd.commands.parts import label_options
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
 from ubmd.config import build, plain
 from ubmd.data.io import read_labelled, write_structures
@@ -44,7 +45,7 @@ def evaluate(cfg: DictConfig) -> float:
             raise InputError(f"{name}={cfg[name]} must be above {low}" + (" and below 1" if high == 1 else ""))
     device = torch_device(cfg.device)
     trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])
-    structures = read_labelled(str(cfg.structures))
+    structures = read_labelled(str(cfg.structures), **label_options(cfg))
     for number, atoms in enumerate(structures):
         known = trained.species
         check_elements(atoms, known, f"structure {number} of {cfg.structures}", cfg.potential)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -10,10 +11,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
-from ubmd.commands.parts import checked_seed, fitting, potentials
+from ubmd.commands.parts import checked_seed, fitting, label_options, potentials
 from ubmd.config import build, plain, set_threads
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.files import DataFiles
+from ubmd.data.io import is_labelled, read_structures
 from ubmd.devices import check_device
 from ubmd.dynamics.explore import Explorer
 from ubmd.dynamics.processes import WalkerProcesses
@@ -66,6 +68,23 @@ def learn(cfg: DictConfig) -> float | None:
             close_loggers(loggers)
 
 
+def _systems(cfg: DictConfig) -> Systems:
+    """The systems, with the structures that one starts from as ``cfg.data`` says that their file is to be read."""
+    file, options = cfg.system.get("initial"), label_options(cfg)
+    if isinstance(file, str) and file:
+        initial = read_structures(file, **options)
+        return Systems.of(build(cfg, "system", complete=lambda make: make(initial=initial)))
+    systems = Systems.of(build(cfg, "system"))
+    keys, units = options.get("keys"), options.get("units")
+    foreign = (keys is not None and keys.given) or (units is not None and not units.own)
+    if foreign and systems.named and any(map(is_labelled, systems.given)):
+        raise InputError(
+            "data.keys and data.units are not for labels in the files of several systems, which are read as REF_ keys "
+            "in eV and Å; leave the options, or these labels, out"
+        )
+    return systems
+
+
 @shielded()  # it imports
 def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack: ExitStack) -> Run:
     """Builds what a run consists of, cheapest checks first; ``loggers`` and ``stack`` take what is to be closed."""
@@ -74,7 +93,7 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
     learning = plain(cfg.learning)
     fits = fitting(cfg, learning.pop("checkpoint_epochs"), "learning.checkpoint_epochs")
     limits = Limits(**learning)
-    systems = Systems.of(build(cfg, "system"))
+    systems = _systems(cfg)
     exploration: Explorer = build(cfg, "dynamics")
     explorers = explorers_of(systems, exploration)
     check_sizes(limits, systems, explorers)
@@ -91,8 +110,8 @@ def prepare(cfg: DictConfig, progress: RunProgress, loggers: list[Logger], stack
     stress = trains_stress(module.loss.stress, systems, explorers, reference)
     executor: LabelExecutor = build(cfg, "executor")
     executor.check(reference)
-    data = build(cfg, "data")
-    if isinstance(data, DataFiles):
+    data: Callable[..., GrowingDataModule] | DataFiles = build(cfg, "data")
+    if isinstance(data, DataFiles) or not callable(data):
         raise InputError("data=files is the data of `ubmd train`; use data=default")
     datamodule: GrowingDataModule = data(
         cutoff=model.cutoff,

@@ -19,7 +19,7 @@ from ubmd.rounds.run import Calibration, Potentials
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.parts import check_parts
 
-__all__ = ["checked_dtype", "checked_seed", "fitting", "potentials"]
+__all__ = ["checked_dtype", "checked_seed", "fitting", "label_options", "potentials"]
 
 
 def checked_seed(cfg: DictConfig) -> int:
@@ -34,6 +34,11 @@ def checked_dtype(cfg: DictConfig) -> torch.dtype:
     if cfg.dtype not in ("float32", "float64"):
         raise InputError(f"dtype={cfg.dtype} must be float32 or float64")
     return getattr(torch, cfg.dtype)
+
+
+def label_options(cfg: DictConfig) -> dict[str, Any]:
+    """What ``cfg.data`` says of the labels of foreign files, for those who read them."""
+    return {name: build(cfg, f"data.{name}") for name in ("keys", "units") if cfg.data.get(name) is not None}
 
 
 def fitting(cfg: DictConfig, checkpoint_epochs: int, key: str = "checkpoint_epochs") -> Fitting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ubmd.data.batch import AtomicBatch, collate
+from ubmd.data.foreign import LabelKeys, LabelUnits
 from ubmd.data.io import check_species, read_labelled
 from ubmd.data.labels import has_stress
 from ubmd.errors import InputError
@@ -95,6 +97,8 @@ class GrowingDataModule(LightningDataModule):
         seed: root seed of the run.
         members: number of members of the ensemble that is trained, 1 for a single model. A training batch
             holds a mini-batch for each of them, in an order of its own (:class:`MiniBatches`).
+        keys: what the labels of ``test`` are called in its file.
+        units: of the labels and positions in that file.
     """
 
     def __init__(
@@ -109,6 +113,8 @@ class GrowingDataModule(LightningDataModule):
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         members: int = 1,
+        keys: LabelKeys | None = None,
+        units: LabelUnits | None = None,
     ):
         super().__init__()
         if batch_size < 1 or evaluation_batch_size < 1:
@@ -124,7 +130,8 @@ class GrowingDataModule(LightningDataModule):
         self.train_indices: list[int] = []
         self.valid_indices: list[int] = []
         self._batches: dict[str, AtomicBatch] = {}
-        self.test_structures = read_labelled(test) if isinstance(test, str | Path) else list(test or ())
+        read = partial(read_labelled, keys=keys, units=units)
+        self.test_structures = read(test) if isinstance(test, str | Path) else list(test or ())
         check_species(self.test_structures, self.species, "data.test")
 
     def set_round(self, round_index: int, structures: Sequence[Atoms]) -> None:

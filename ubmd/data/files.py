@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from ase import Atoms
@@ -12,6 +13,7 @@ from ase.data import chemical_symbols
 
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.electronic import stated
+from ubmd.data.foreign import LabelKeys, LabelUnits
 from ubmd.data.io import read_labelled
 from ubmd.data.labels import has_stress
 from ubmd.errors import InputError
@@ -26,7 +28,7 @@ class DataFiles:
     """Labelled structures in extended XYZ files, read at once.
 
     Labels are ``REF_energy``, ``REF_forces`` and ``REF_stress``, or those that ASE reads as results of a
-    calculator, all from one source a file (:func:`~ubmd.data.labels.adopt_labels`).
+    calculator, all from one source a file (:func:`~ubmd.data.labels.adopt_labels`), or what ``keys`` name.
 
     Args:
         train: path of the structures to train on.
@@ -35,6 +37,8 @@ class DataFiles:
         batch_size: structures in a training mini-batch.
         evaluation_batch_size: structures evaluated at once.
         validation_fraction: share of ``train`` that validates and calibrates; without meaning if ``valid`` is given.
+        keys: what the labels are called in all three files.
+        units: of the labels and positions.
 
     Raises:
         InputError: if a file is missing or unreadable, or lacks labels.
@@ -46,14 +50,17 @@ class DataFiles:
     batch_size: int = 32
     evaluation_batch_size: int = 64
     validation_fraction: float = 0.1
+    keys: LabelKeys | None = None
+    units: LabelUnits | None = None
     train_structures: list[Atoms] = field(init=False, repr=False)
     valid_structures: list[Atoms] = field(init=False, repr=False)
     test_structures: list[Atoms] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        test = read_labelled(self.test) if isinstance(self.test, str) else list(self.test or ())
-        object.__setattr__(self, "train_structures", read_labelled(self.train))
-        object.__setattr__(self, "valid_structures", [] if self.valid is None else read_labelled(self.valid))
+        read = partial(read_labelled, keys=self.keys, units=self.units)
+        test = read(self.test) if isinstance(self.test, str) else list(self.test or ())
+        object.__setattr__(self, "train_structures", read(self.train))
+        object.__setattr__(self, "valid_structures", [] if self.valid is None else read(self.valid))
         object.__setattr__(self, "test_structures", test)
 
     @property

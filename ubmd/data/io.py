@@ -12,6 +12,7 @@ from ase.utils import string2index
 
 from ubmd.data.checks import check_species, check_structure
 from ubmd.data.extxyz import frame_text, parse_frames
+from ubmd.data.foreign import LabelKeys, LabelUnits
 from ubmd.data.formats import contents, format_of, read_by_ase
 from ubmd.data.labels import adopt_labels, is_labelled, lacking_labels
 from ubmd.errors import InputError
@@ -32,17 +33,26 @@ _FAR = 1000.0
 """Å from the origin, beyond which single precision is worth a word."""
 
 
-def read_structures(path: str | Path, *, index: str = ":", report: bool = True) -> list[Atoms]:
+def read_structures(
+    path: str | Path,
+    *,
+    index: str = ":",
+    report: bool = True,
+    keys: LabelKeys | None = None,
+    units: LabelUnits | None = None,
+) -> list[Atoms]:
     """Reads structures in any format that ASE knows and checks each; labels are then under ``REF_`` keys.
 
     Args:
         path: the file, which may be compressed.
         index: which of its structures, as ASE writes it.
         report: log how many structures and which labels were found.
+        keys: what labels are called in the file; None for ``REF_`` keys or the results of a calculator.
+        units: of lengths and labels in a file of extended XYZ; None for ubmd's. ASE converts other formats itself.
 
     Raises:
         InputError: if the file is missing, unreadable, in part unreadable or empty, a structure in it is unusable, or
-            its labels are of different sources (:func:`~ubmd.data.labels.adopt_labels`).
+            its labels are of different sources (:func:`~ubmd.data.labels.adopt_labels`) or not of the ``units``.
     """
     path = Path(path)
     frames, kind = _frames(path)
@@ -54,9 +64,13 @@ def read_structures(path: str | Path, *, index: str = ":", report: bool = True) 
         raise InputError(f"structure file {path} holds no structure" + (f" {index}" if frames else ""))
     names = [f"structure {number} of {path}" for number in numbers]
     out = [frames[number] for number in numbers]
+    if kind != "extxyz" and units is not None and not units.own:
+        raise InputError(f"data.units apply to extended XYZ alone, and {path} is {kind}, which ASE reads in eV and Å")
     for atoms, name in zip(out, names, strict=True):
+        if units is not None:
+            units.scale(atoms)
         check_structure(atoms, name)
-    labels = adopt_labels(out, names, path.name)
+    labels = adopt_labels(out, names, path.name, keys, units)
     far = max(float(np.abs(atoms.positions).max()) for atoms in out)
     if far > _FAR:
         step = np.spacing(np.float32(far))
@@ -100,19 +114,21 @@ def _frames(path: Path) -> tuple[list[Atoms], str]:
     return parse_frames(text, str(path)), kind
 
 
-def read_labelled(path: str | Path, *, report: bool = True) -> list[Atoms]:
-    """Reads structures that carry labels.
+def read_labelled(
+    path: str | Path, *, report: bool = True, keys: LabelKeys | None = None, units: LabelUnits | None = None
+) -> list[Atoms]:
+    """Reads structures that carry labels; see :func:`read_structures` for what is given.
 
     Raises:
         InputError: as :func:`read_structures`, or if a structure lacks energy or forces.
     """
-    frames = read_structures(path, report=report)
+    frames = read_structures(path, report=report, keys=keys, units=units)
     for number, atoms in enumerate(frames):
         lacking = lacking_labels(atoms)
         if lacking:
             raise InputError(
-                f"structure {number} of {path} has {lacking}; label it first or store its energy and forces as "
-                "REF_energy (eV) and REF_forces (eV/Å)"
+                f"structure {number} of {path} has {lacking}; label it first, store its energy and forces as "
+                "REF_energy (eV) and REF_forces (eV/Å), or name them (data.keys.energy=NAME data.keys.forces=NAME)"
             )
     return frames
 

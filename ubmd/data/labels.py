@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ubmd.data.foreign import OWN_KEYS, LabelKeys, LabelUnits, convert_labels, label_like
 from ubmd.errors import InputError
 
 __all__ = ["SYSTEM", "adopt_labels", "has_stress", "is_labelled", "lacking_labels"]
@@ -41,22 +42,29 @@ def lacking_labels(atoms: Atoms) -> str:
     lacks += [key for key in ("REF_forces",) if key not in atoms.arrays]
     if not lacks:
         return ""
-    has = [str(key) for key in (*atoms.info, *atoms.arrays) if any(w in str(key).lower() for w in ("energ", "force"))]
-    similar = sorted(set(has) - {"REF_energy", "REF_forces", "model_energy", "model_forces"})
+    similar = sorted(set(label_like(atoms)) - {"REF_energy", "REF_forces", "model_energy", "model_forces"})
     return f"no {' and no '.join(lacks)}" + (f" (but {', '.join(similar)})" if similar else "")
 
 
-def adopt_labels(frames: Sequence[Atoms], names: Sequence[str], file: str) -> str:
+def adopt_labels(
+    frames: Sequence[Atoms],
+    names: Sequence[str],
+    file: str,
+    keys: LabelKeys | None = None,
+    units: LabelUnits | None = None,
+) -> str:
     """Puts the labels of a file's structures under ``REF_`` keys and takes their calculators away.
 
     All labels come from one source: ``REF_`` keys where one structure has them, else the results of a calculator,
     which are ASE's ``energy``, ``free_energy``, ``forces`` and ``stress``. The free energy is taken where it
-    differs from the energy, because the forces are its derivative.
+    differs from the energy, because the forces are its derivative. Names that are given replace all of that.
 
     Args:
         frames: structures as ASE read them; they are changed.
         names: of the structures, for messages.
         file: name of the file, for messages.
+        keys: what the labels are called in the file; None as above.
+        units: of the labels; None for ubmd's.
 
     Returns:
         what was taken, in words; empty if nothing was.
@@ -66,9 +74,13 @@ def adopt_labels(frames: Sequence[Atoms], names: Sequence[str], file: str) -> st
     """
     results = [_take_results(atoms) for atoms in frames]
     ours = [_has_own_keys(atoms) for atoms in frames]
-    source = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
+    source = dict(OWN_KEYS)
+    keys, units = keys or LabelKeys(), units or LabelUnits()
     beside = ""
-    if any(ours):
+    if keys.given:
+        source = keys.in_file
+        convert_labels(frames, results, names, file, source, units, complete=True)
+    elif any(ours):
         foreign = [k for k, (own, found) in enumerate(zip(ours, results, strict=True)) if not own and _complete(found)]
         if foreign:
             raise InputError(
@@ -79,6 +91,9 @@ def adopt_labels(frames: Sequence[Atoms], names: Sequence[str], file: str) -> st
         beside = f"; {', '.join(unused)} beside them are not used" if unused else ""
     else:
         source = {"energy": _energy_key(results, names), "forces": "forces", "stress": "stress"}
+    if not keys.given and not units.own:
+        convert_labels(frames, results, names, file, source, units, complete=False)
+    elif not any(ours) and not keys.given:
         for atoms, found in zip(frames, results, strict=True):
             _store(atoms, found, source["energy"])
     n_voigt = sum(np.size(atoms.info["REF_stress"]) == 6 for atoms in frames if "REF_stress" in atoms.info)
@@ -90,8 +105,9 @@ def adopt_labels(frames: Sequence[Atoms], names: Sequence[str], file: str) -> st
     n, n_stress = sum(map(is_labelled, frames)), sum("REF_stress" in atoms.info for atoms in frames)
     if not n:
         return ""
-    stress = f", {source['stress']}" + ("" if n_stress == n else f" in {n_stress}") if n_stress else ""
-    return f"{n} labelled ({source['energy']}, {source['forces']}{stress}){beside}"
+    names_read = {part: key for part, key in source.items() if n_stress or part in ("energy", "forces")}
+    told = ", ".join(key + units.told(part) for part, key in names_read.items())
+    return f"{n} labelled ({told}{f' in {n_stress}' if 0 < n_stress < n else ''}){beside}"
 
 
 def _has_own_keys(atoms: Atoms) -> bool:
@@ -190,7 +206,7 @@ def _remark(frames: Sequence[Atoms], file: str) -> None:
     """Says what labels may not mean what they seem to."""
     virials = sorted({key for atoms in frames for key in _VIRIALS if key in atoms.info})
     if virials and not any("REF_stress" in atoms.info for atoms in frames):
-        log.warning("%s: %s is not read; give the stress, -virial / volume in eV/Å³, as REF_stress", file, virials[0])
+        log.warning("%s: %s is not read; name it, as data.keys.virial=%s", file, *(virials[:1] * 2))
     stresses = [atoms.info["REF_stress"] for atoms in frames if has_stress(atoms)]
     if stresses and not np.any(stresses):
         log.warning(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from ubmd.data.foreign import LabelKeys, LabelUnits
 from ubmd.earlier import MODULES
 
 __all__ = ["upgraded"]
@@ -35,7 +37,17 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(bias, dict) and str(bias.get("_target_")).removeprefix("ubmd.bias.") in _BIASES:
         bias.setdefault("every", 1)
     _sampled_test_set(new.get("data"))
+    _label_names(new)
     return new
+
+
+def _label_names(config: dict[str, Any]) -> None:
+    """Labels of files had ubmd's own names and units."""
+    if not isinstance(data := config.get("data", {} if "structures" in config else None), dict):
+        return
+    for name, part in (("keys", LabelKeys()), ("units", LabelUnits())):
+        data.setdefault(name, {"_target_": f"ubmd.data.foreign.{type(part).__name__}", **asdict(part)})
+    config["data"] = data
 
 
 def _sampled_test_set(data: Any) -> None:
