@@ -27,6 +27,7 @@ def test_stages_keep_their_numbers() -> None:
         "SKETCH": 4,
         "WALKERS": 5,
         "SELECT": 6,
+        "SYSTEM": 7,
     }
 
 
