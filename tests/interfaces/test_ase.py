@@ -9,10 +9,12 @@ import torch
 from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
+from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import LinearCombinationCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength
+from ase.db import connect
 from ase.filters import FrechetCellFilter
 from ase.io import Trajectory
 from ase.md.langevin import Langevin
@@ -96,7 +98,8 @@ def direct(trained: UncertainPotential, atoms: Atoms, tau: float = 0.0, memory: 
 def count_evaluations(calc: UBMDCalculator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records which of the two potentials is evaluated."""
     seen: list[str] = []
-    for name, potential in (("full", calc._potential), ("plain", calc._potential.potential)):
+    potentials = (("full", calc._potential), ("plain", calc._potential.potential), ("model", calc._model))
+    for name, potential in potentials:
         forward = potential.forward
 
         def counted(*args: object, _name: str = name, _forward: object = forward, **kwargs: object) -> object:
@@ -159,20 +162,132 @@ def test_uncertainties_only_when_asked_for(trained: UncertainPotential, monkeypa
     atoms = crystals(1, 3)[0]
     calc = UBMDCalculator(trained)
     seen = count_evaluations(calc, monkeypatch)
-    calc.get_property("energy", atoms)
+    energy = calc.get_property("energy", atoms)
+    assert set(calc.results) == {"energy", "free_energy"}
+    assert "plain" not in seen, "no forces were asked for"
+    seen.clear()
     calc.get_property("forces", atoms)
     calc.get_property("stress", atoms)
-    assert seen == ["plain"]
-    assert "uncertainty" not in calc.results
+    assert seen.count("plain") == 1
+    assert set(calc.results) == {"energy", "free_energy", "forces", "stress"}
+    seen.clear()
     calc.get_property("atomic_uncertainty", atoms)
-    assert set(calc.results) == set(calc.implemented_properties)
-    for name in calc.implemented_properties:
+    assert calc.get_property("bias_energy", atoms) == 0
+    for name in ("energy", "forces", "stress", "free_energy", "uncertainty"):
         calc.get_property(name, atoms)
-    assert seen == ["plain", "full"]
+    assert seen.count("full") == 1
+    assert "plain" not in seen
+    calc.get_property("energies", atoms)
+    assert set(calc.results) == set(calc.implemented_properties)
+    assert calc.atomic_uncertainty is not None, "more of the same structure leaves what is known"
+    assert calc.get_property("energy", atoms) == energy
+    seen.clear()
     atoms.positions += 0.01
     calc.get_property("uncertainty", atoms)
     calc.get_property("forces", atoms)
-    assert seen == ["plain", "full", "full"]
+    assert seen.count("full") == 1
+    assert "plain" not in seen
+    calc.calculate(atoms, ["energies"])
+    assert set(calc.results) == {"energy", "free_energy", "energies"}
+
+
+def test_computed_again_when_something_that_enters_has_changed(
+    trained: UncertainPotential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calc = UBMDCalculator(trained)
+    seen = count_evaluations(calc, monkeypatch)
+    atoms = crystals(1, 3)[0]
+
+    def evaluations() -> int:
+        seen.clear()
+        forces, stress = calc.get_property("forces", atoms), calc.get_property("stress", atoms)
+        fresh = UBMDCalculator(trained)
+        np.testing.assert_allclose(forces, fresh.get_property("forces", atoms), atol=1e-10)
+        np.testing.assert_allclose(stress, fresh.get_property("stress", atoms), atol=1e-10)
+        return seen.count("plain") - 1
+
+    assert evaluations() == 1
+    assert evaluations() == 0
+    atoms.set_initial_charges([1.0, 0.0, 0.0])  # the potential knows no charges
+    assert evaluations() == 0
+    atoms.pbc = (True, True, False)
+    assert evaluations() == 1
+    atoms.set_cell(atoms.cell.array * 1.02)
+    assert evaluations() == 1
+    atoms.pbc = False
+    assert evaluations() == 1
+    atoms.set_cell(atoms.cell.array * 1.02)  # of a molecule in a box: the volume that its stress is per
+    assert evaluations() == 1
+    assert evaluations() == 0
+
+
+@pytest.mark.parametrize("atoms", [molecules(1, 20)[0], crystals(1, 20)[0]], ids=["molecule", "crystal"])
+def test_energies_of_atoms(trained: UncertainPotential, atoms: Atoms) -> None:
+    """They add up to the energy, and atoms beyond each other's reach have those that they have alone."""
+    calc = UBMDCalculator(trained)
+    alone = calc.get_property("energies", atoms)
+    np.testing.assert_allclose(alone.sum(), calc.get_property("energy", atoms), rtol=1e-13)
+    np.testing.assert_allclose(alone.sum(), direct(trained, atoms).energy.item(), rtol=1e-12)
+    assert np.ptp(alone) > 0.01
+    if not atoms.pbc.any():
+        both = atoms + Atoms("CO", [[30, 0, 0], [31.1, 0.2, 0]])
+        both.calc = UBMDCalculator(trained)
+        np.testing.assert_allclose(both.get_potential_energies()[: len(atoms)], alone, rtol=1e-12)
+    biased = UBMDCalculator(trained, tau=0.5)
+    with pytest.raises(PropertyNotImplementedError, match="a bias belongs to no single atom"):
+        biased.get_property("energies", atoms)
+
+
+def test_bias_energy(trained: UncertainPotential) -> None:
+    atoms = molecules(1, 21)[0]
+    biased = UBMDCalculator(trained, tau=0.7, rescale=False)
+    energy, bias = biased.get_property("energy", atoms), biased.get_property("bias_energy", atoms)
+    np.testing.assert_allclose(energy - bias, UBMDCalculator(trained).get_property("energy", atoms), rtol=1e-12)
+    np.testing.assert_allclose(bias, -0.7 * biased.get_property("uncertainty", atoms), rtol=1e-6)
+
+
+def test_another_precision(tmp_path: Path) -> None:
+    """In float64 forces derive from energies to digits that float32 does not have; the given potential stays."""
+    single = load_potential(save(tmp_path / "single.ckpt", torch.float32))
+    atoms = crystals(1, 22)[0]
+    coarse, fine = UBMDCalculator(single), UBMDCalculator(single, dtype="float64")
+    assert next(single.model.parameters()).dtype == torch.float32
+    for name in ("energy", "forces", "stress", "uncertainty", "atomic_uncertainty"):
+        values = [np.asarray(calc.get_property(name, atoms)) for calc in (coarse, fine)]
+        np.testing.assert_allclose(*values, rtol=2e-4, atol=2e-5)
+        assert (values[0] != values[1]).any()
+    numerical = calculate_numerical_forces_of(fine, atoms)
+    np.testing.assert_allclose(fine.get_property("forces", atoms), numerical, atol=1e-7)
+    assert UBMDCalculator(tmp_path / "single.ckpt", dtype=torch.float64).todict()["dtype"] == "float64"
+    with pytest.raises(InputError, match="dtype=float16 must be float32 or float64"):
+        UBMDCalculator(single, dtype="float16")
+
+
+def calculate_numerical_forces_of(calc: UBMDCalculator, atoms: Atoms) -> np.ndarray:
+    atoms = atoms.copy()
+    atoms.calc = calc
+    return calculate_numerical_forces(atoms, 1e-5)
+
+
+def test_parameters_are_told_and_stay(checkpoint: Path, tmp_path: Path) -> None:
+    atoms = molecules(1, 23)[0]
+    atoms.calc = calc = UBMDCalculator(checkpoint, tau=0.5, species_weights={"H": 0.0})
+    assert calc.todict() == {
+        "potential": str(checkpoint),
+        "dtype": "float64",
+        "tau": 0.5,
+        "tau_stress": 0.0,
+        "window": 100,
+        "rescale": True,
+        "species_weights": {"H": 0.0},
+    }
+    assert UBMDCalculator(checkpoint).todict() == {"potential": str(checkpoint), "dtype": "float64"}
+    atoms.get_forces()
+    with connect(tmp_path / "them.db") as database:
+        row = database.get(database.write(atoms))
+    assert (row.calculator, row.calculator_parameters) == ("ubmd", calc.todict())
+    with pytest.raises(InputError, match="tau cannot be set any more; make another calculator"):
+        calc.set(tau=0.1)
 
 
 def test_bias_follows_the_trajectory(trained: UncertainPotential, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,19 +330,29 @@ def test_stress_refused_before_the_windows_advance(
     atoms = molecules(1, 5)[0]
     calc = UBMDCalculator(trained, tau=0.7)
     seen = count_evaluations(calc, monkeypatch)
-    with pytest.raises(PropertyNotImplementedError, match="three directions"):
+    with pytest.raises(PropertyNotImplementedError, match="cell has three vectors"):
         calc.get_property("stress", atoms)
     calc.get_property("forces", atoms)
     assert seen == ["full"]
 
 
-def test_slab_has_forces_but_no_stress(trained: UncertainPotential) -> None:
+@pytest.mark.parametrize("pbc", [(True, True, False), (False, False, False)], ids=["slab", "box"])
+def test_stress_where_the_cell_has_three_vectors(trained: UncertainPotential, pbc: tuple[bool, ...]) -> None:
+    """As with EMT and the other calculators of ASE, which have one of a slab, and none without a third vector."""
     slab = crystals(1, 6)[0]
-    slab.pbc = (True, True, False)
+    slab.pbc = pbc
     slab.calc = UBMDCalculator(trained)
     np.testing.assert_allclose(slab.get_forces(), calculate_numerical_forces(slab, 1e-5), atol=1e-7)
-    with pytest.raises(PropertyNotImplementedError):
-        slab.get_stress()
+    numerical = calculate_numerical_stress(slab, 1e-5)
+    np.testing.assert_allclose(slab.get_stress(), numerical, atol=1e-8)
+    assert np.abs(numerical).min() > 1e-5
+    slab.set_cell([*slab.cell.array[:2], [0, 0, 0]])
+    emt = slab.copy()
+    emt.calc = EMT()
+    for atoms in (slab, emt):
+        assert np.isfinite(atoms.get_forces()).all()
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stress()
 
 
 @pytest.mark.parametrize(
@@ -389,10 +514,16 @@ def test_results_have_the_names_that_ase_accepts(
     found = ase.io.read(tmp_path / "it.extxyz")
     np.testing.assert_allclose(found.arrays["atomic_uncertainty"], atomic, atol=1e-7)
     assert found.info["uncertainty"] == pytest.approx(calc.uncertainty)
+    if atoms.cell.rank == 3:
+        np.testing.assert_allclose(found.get_stress(), atoms.get_stress(), atol=1e-7)
     with Trajectory(tmp_path / "written.traj", "w", atoms) as file:
         file.write()
-    assert calc.todict() == {}
     if not tau:
+        energies = atoms.get_potential_energies()
+        for name in ("all.extxyz", "all.traj", "all.json"):  # the table of an ase.db has no room for them
+            ase.io.write(tmp_path / name, atoms)
+            found = ase.io.read(tmp_path / name)
+            np.testing.assert_allclose(found.get_potential_energies(), energies, atol=1e-7)
         twice = LinearCombinationCalculator([calc, UBMDCalculator(trained)], [1.0, 1.0])
         np.testing.assert_allclose(twice.get_property("forces", atoms), 2 * forces, atol=1e-10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,39 +15,46 @@ from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNo
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.data.inherit import free_atoms
 from ubmd.data.io import check_structure
 from ubmd.errors import InputError
+from ubmd.models.base import atomic_output
 from ubmd.models.potential import Memory, Prediction
 from ubmd.uncertainty.checkpoint import load_potential
 from ubmd.uncertainty.potential import UncertainPotential
 
 __all__ = ["UBMDCalculator", "check_elements", "torch_device"]
 
-_UNCERTAINTIES = ("uncertainty", "atomic_uncertainty")
+_BESIDES = ("uncertainty", "atomic_uncertainty", "bias_energy")
+"""What ``get_property`` knows besides ASE's names."""
+_ENERGIES = {"energy", "free_energy", "energies"}
 
 
 class UBMDCalculator(Calculator):
     """ASE calculator of a trained potential; without ``tau`` and ``tau_stress`` the potential is unbiased.
 
-    Beside ASE's own results there are, from ``calc.get_property(name, atoms)``,
+    ASE's results are ``energy``, ``free_energy`` (the same), ``energies`` [n_atoms] that add up to it, ``forces`` and,
+    as with ASE's own calculators, ``stress`` (eV/Å³, Voigt order, positive under tension) wherever the cell has three
+    vectors, that of a slab included. Beside them there are, from ``calc.get_property(name, atoms)``,
 
     - ``uncertainty``: calibrated uncertainty of the energy per atom, eV/atom;
-    - ``atomic_uncertainty`` [n_atoms]: calibrated uncertainty of the force on each atom, eV/Å.
+    - ``atomic_uncertainty`` [n_atoms]: calibrated uncertainty of the force on each atom, eV/Å;
+    - ``bias_energy``: what the bias has added to ``energy``, eV.
 
-    Those of the structure evaluated last are also the attributes ``calc.uncertainty`` and
-    ``calc.atomic_uncertainty``, None where they were not computed. They are not in ``results``, as ASE's writers,
-    ``SinglePointCalculator`` and ``export_properties`` accept ASE's names alone.
+    Those of the structure evaluated last are also the attributes ``calc.uncertainty``,
+    ``calc.atomic_uncertainty`` and ``calc.bias_energy``, None where they were not computed. They are not in
+    ``results``, as ASE's writers, ``SinglePointCalculator`` and ``export_properties`` accept ASE's names alone.
 
-    An unbiased calculator computes them when one of them is asked for, together with everything else, so
-    ask for them first where both they and forces are needed. ``stress`` (eV/Å³, Voigt order, ASE's sign)
-    exists for structures that are periodic in three directions. Everything is computed in the precision
-    that the potential was trained in.
+    An unbiased calculator computes no more than it is asked for: energies alone are one pass of the model, forces come
+    with stress, and uncertainties with everything else, so ask for them first where both they and forces are needed.
+    Charges and magnetic moments of the atoms do not enter, and nothing is computed again when they change.
 
-    A biased calculator returns the biased energy, forces and stress (Eqs. 5-8), and uncertainties with them.
+    A biased calculator returns the biased energy, forces and stress (Eqs. 5-8), and uncertainties with them, but no
+    ``energies``: a bias belongs to no single atom.
     Its windows (Eq. 8) advance once for each configuration that differs from the one evaluated before,
     whoever asks: an MD step, a line search or a finite difference. So give each trajectory a calculator of
     its own (``load_potential`` once, and a calculator of the result for each). There is no bias until a
@@ -67,13 +75,15 @@ class UBMDCalculator(Calculator):
         species_weights: factors of the bias force on atoms of a chemical symbol, 1 where not given.
         rescale: apply Eq. 8; False takes the strengths as plain factors from the first evaluation.
         allow: packages whose models and uncertainties the file may name, see ``load_potential``.
+        dtype: precision to compute in, ``float32`` or ``float64``; by default the one that the potential was trained
+            in. float64 is for what differentiates forces: phonons, tight optimisations, small energy drifts.
 
     Raises:
         InputError: if the file, the device or an option is of no use; on evaluation, if a structure
             contains an element that the potential does not know or cannot be computed at all.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
     # neither enters the potential; without this, setting one would advance the windows of the bias
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
 
@@ -89,6 +99,7 @@ class UBMDCalculator(Calculator):
         species_weights: Mapping[str, float] | None = None,
         rescale: bool = True,
         allow: str | Sequence[str] = (),
+        dtype: str | torch.dtype | None = None,
     ):
         super().__init__()
         if not 0 <= skin < np.inf:
@@ -96,8 +107,9 @@ class UBMDCalculator(Calculator):
         device = torch_device(device)
         self._name = "the potential"
         if not isinstance(potential, UncertainPotential):
-            self._name = str(potential)
+            self._name = self.parameters["potential"] = str(potential)
             potential = load_potential(potential, device=device, allow=allow)
+        potential = _in_precision(potential, dtype)
         self._model = potential.model
         if not isinstance(potential, BiasedPotential):
             potential = BiasedPotential(
@@ -113,26 +125,43 @@ class UBMDCalculator(Calculator):
         self._memory: Memory | None = None
         self.uncertainty: float | None = None
         self.atomic_uncertainty: NDArray[np.float64] | None = None
+        self.bias_energy: float | None = None
+        self.parameters["dtype"] = str(next(self._model.parameters()).dtype).removeprefix("torch.")
+        if self._potential.biased:
+            for option in ("tau", "tau_stress", "window", "rescale"):
+                self.parameters[option] = getattr(self._potential, option)
+            self.parameters["species_weights"] = dict(species_weights or {})
+
+    def _get_name(self) -> str:
+        return "ubmd"
+
+    def set(self, **options: Any) -> dict[str, Any]:
+        """Refuses changes: options are given when the calculator is made."""
+        if options:
+            name = next(iter(options))
+            raise InputError(f"{name} cannot be set any more; make another calculator: UBMDCalculator(..., {name}=...)")
+        return {}
 
     def reset(self) -> None:
         """Forgets the results; the windows of a bias stay."""
         super().reset()
-        self.uncertainty = self.atomic_uncertainty = None
+        self.uncertainty = self.atomic_uncertainty = self.bias_energy = None
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """A result by its name, as in ASE; besides, ``uncertainty`` and ``atomic_uncertainty``.
+        """A result by its name, as in ASE; besides, ``uncertainty``, ``atomic_uncertainty`` and ``bias_energy``.
 
         Raises:
-            InputError: if an uncertainty is asked for without a structure, and none was evaluated yet.
+            InputError: if one of these is asked for without a structure, and none was evaluated yet.
         """
-        if name not in _UNCERTAINTIES:
+        if name not in _BESIDES:
             return super().get_property(name, atoms, allow_calculation)
         if atoms is None and self.atoms is None:
             raise InputError(f"no structure was evaluated yet; give one: get_property({name!r}, atoms)")
-        if atoms is not None and self.check_state(atoms):
+        changes = [] if atoms is None else self.check_state(atoms)
+        if changes:
             self.reset()
         if getattr(self, name) is None and allow_calculation:
-            self.calculate(atoms, [name], all_changes)
+            self.calculate(atoms, [name], changes)
         value = getattr(self, name)
         return value.copy() if isinstance(value, np.ndarray) else value
 
@@ -162,28 +191,62 @@ class UBMDCalculator(Calculator):
         Raises:
             InputError: for a structure that the potential cannot be applied to.
             CalculationFailed: if positions or the energy are no numbers.
-            PropertyNotImplementedError: for the stress of a structure that is not fully periodic.
+            PropertyNotImplementedError: for the stress of a structure whose cell has fewer than three vectors, and
+                for the energies of atoms under a bias.
         """
-        super().calculate(atoms, list(properties), system_changes)
+        wanted = set(properties)
+        super().calculate(atoms, list(wanted), system_changes)
         atoms = self.atoms
         assert atoms is not None
-        crystal = bool(atoms.pbc.all())
-        if "stress" in properties and not crystal:
-            # before anything is evaluated: a second pass over the same structure would advance the windows
-            raise PropertyNotImplementedError("stress needs a structure that is periodic in three directions")
-        self.uncertainty = self.atomic_uncertainty = None  # also if what follows fails
+        if system_changes:  # also if what follows fails
+            self.results = {}
+            self.uncertainty = self.atomic_uncertainty = self.bias_energy = None
+        # before anything is evaluated: a second pass over the same structure would advance the windows
+        self._refuse(wanted, atoms)
         batch = self._batch(atoms)
-        if self.biased or any(name in _UNCERTAINTIES for name in properties):
-            prediction = self._potential(batch, self._memory, stress=crystal)
-        else:
-            prediction = self._potential.potential(batch, self._memory, stress=crystal)
-        if not np.isfinite(float(prediction.energy)):
-            raise CalculationFailed(f"{self._name} predicts an energy of {float(prediction.energy)} eV")
+        new: dict[str, Any] = {}
+        if "energies" in wanted or (wanted <= _ENERGIES and not self.biased):
+            new |= self._energies(batch)
+            if "energies" not in wanted:
+                del new["energies"]
+        if self.biased or not wanted <= _ENERGIES:
+            new |= self._everything(batch, wanted, stress=atoms.cell.rank == 3)
+        # what is known of the structure stays as it is, to the last digit
+        self.results = {**new, **self.results}
+
+    def _refuse(self, wanted: Iterable[str], atoms: Atoms) -> None:
+        """Raises PropertyNotImplementedError for what a structure, or a bias, does not have."""
+        if "stress" in wanted and atoms.cell.rank < 3:
+            raise PropertyNotImplementedError("stress needs a structure whose cell has three vectors")
+        if "energies" in wanted and self.biased:
+            raise PropertyNotImplementedError(
+                "energies: a bias belongs to no single atom; ask a calculator without tau and tau_stress"
+            )
+
+    def _energies(self, batch: AtomicBatch) -> dict[str, Any]:
+        """The unbiased results that need no derivative."""
+        with torch.no_grad():
+            energies = atomic_output(self._model, batch).energies.double()
+            energy = self._finite(batch.sum_atoms(energies))
+        return {"energy": energy, "free_energy": energy, "energies": energies.cpu().numpy()}
+
+    def _everything(self, batch: AtomicBatch, wanted: Iterable[str], *, stress: bool) -> dict[str, Any]:
+        """Results with forces; uncertainties, where they are predicted, go to their attributes."""
+        full = self.biased or any(name in _BESIDES for name in wanted)
+        prediction = (self._potential if full else self._potential.potential)(batch, self._memory, stress=stress)
+        self._finite(prediction.energy)
         self._memory = prediction.memory
-        self.results = _results(prediction)
         if prediction.uncertainty is not None and prediction.atomic_uncertainty is not None:
             self.uncertainty = float(prediction.uncertainty)
             self.atomic_uncertainty = prediction.atomic_uncertainty.cpu().double().numpy()
+            self.bias_energy = 0.0 if prediction.bias_energy is None else float(prediction.bias_energy)
+        return _results(prediction)
+
+    def _finite(self, energy: Tensor) -> float:
+        """The energy of the one structure; CalculationFailed if it is no number."""
+        if not np.isfinite(float(energy)):
+            raise CalculationFailed(f"{self._name} predicts an energy of {float(energy)} eV")
+        return float(energy)
 
     def _batch(self, atoms: Atoms) -> AtomicBatch:
         """The structure with neighbours, listed anew only where needed."""
@@ -207,6 +270,9 @@ class UBMDCalculator(Calculator):
             batch = collate([atoms], reach, dtype=reference.dtype, device=weights.device)
             # labels that the structure carries are none of the model's business
             batch = batch.replace(energy=None, forces=None, stress=None)
+            if atoms.cell.rank == 3:  # neighbours know what is periodic; this is about a stress
+                cell = torch.as_tensor(np.asarray(atoms.cell)[None]).to(batch.positions)
+                batch = batch.replace(cell=cell, pbc=torch.ones_like(batch.pbc))
             listed = self._listed = _Listed(batch, atoms.copy())
         positions = torch.as_tensor(atoms.positions).to(listed.batch.positions)
         free = torch.as_tensor(free_atoms(atoms), device=positions.device)
@@ -226,10 +292,23 @@ class _Listed:
 
     def valid(self, atoms: Atoms, skin: float) -> bool:
         """Whether the list holds all neighbours of a structure of the same composition."""
-        if atoms.pbc.any() and not np.array_equal(np.asarray(self.atoms.cell), np.asarray(atoms.cell)):
+        if not np.array_equal(np.asarray(self.atoms.cell), np.asarray(atoms.cell)):
             return False
         moved = np.square(atoms.positions - self.atoms.positions).sum(axis=1)
         return bool(moved.max(initial=0.0) <= (0.5 * skin) ** 2)
+
+
+def _in_precision(potential: UncertainPotential, dtype: str | torch.dtype | None) -> UncertainPotential:
+    """The potential in another precision, the given one left as it is; shifts of energies are always float64."""
+    if dtype is None:
+        return potential
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise InputError(f"dtype={dtype} must be float32 or float64")
+    potential = copy.deepcopy(potential)
+    for part in (potential.model, potential.uncertainty):
+        part.to(getattr(torch, name))
+    return potential
 
 
 def _results(prediction: Prediction) -> dict[str, float | NDArray[np.float64]]:

@@ -98,8 +98,8 @@ class Guest:
         atoms.set_positions(np.asarray(positions) * units.length, apply_constraint=False)
         if self.uncertainties:  # first: an unbiased calculator computes everything else with them
             self.calculator.get_property("uncertainty", atoms)
-        energy = atoms.get_potential_energy()
         forces = atoms.get_forces(apply_constraint=False)  # what holds atoms is the engine's
+        energy = atoms.get_potential_energy()  # which comes with the forces
         virial = None
         if crystal:
             virial = -atoms.get_stress(voigt=False, apply_constraint=False) * atoms.get_volume() / units.energy
