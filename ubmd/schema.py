@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["KEYS", "OPTIONAL", "Node", "hints_of", "mismatch", "shown"]
+__all__ = ["KEYS", "OPTIONAL", "Node", "described", "hints_of", "mismatch", "shown"]
 
 
 class Node:
@@ -130,7 +130,7 @@ def mismatch(value: Any, hint: Any, where: str, *, ours: bool = True) -> str | N
             found = mismatch(item, inner, f"{where}.{name}" if isinstance(value, Mapping) else f"{where}[{name}]")
             if found:
                 return found
-    return f"{where}={shown(value)} must be {_described(hint)}"
+    return f"{where}={shown(value)} must be {described(hint)}"
 
 
 def shown(value: Any, width: int = 60) -> str:
@@ -218,14 +218,14 @@ def _fits_items(value: list[Any], kind: Any, arguments: tuple[Any, ...], ours: b
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
     """What an annotation asks for, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        words = list(dict.fromkeys(_described(option) for option in arguments))
+        words = list(dict.fromkeys(described(option) for option in arguments))
         return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
     if origin is Annotated:
-        return _described(arguments[0])
+        return described(arguments[0])
     if origin is Literal:
         return " or ".join(shown(option) for option in arguments)
     if hint in (None, NoneType):

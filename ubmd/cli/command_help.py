@@ -7,25 +7,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ubmd import config
-from ubmd.cli.explain import offered
+from ubmd.cli.explain import loaded, offered
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
     from ubmd.cli.command import Command
 
 __all__ = ["help_text"]
 
 
-def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags: str) -> str:
+def help_text(hydra: Hydra, command: Command, overrides: Sequence[Override], *, flags: str) -> str:
     """The text of ``ubmd COMMAND --help``: groups with their options, examples, keys, flags."""
     base = config.base_keys(command.config_name)
-    loader = hydra.config_loader
-    cfg = loader.load_configuration(
-        command.config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
-    )
+    cfg = loaded(hydra, command, overrides)
     tree = OmegaConf.to_container(cfg, resolve=False)
     choices = cfg.hydra.runtime.choices
     assert isinstance(tree, dict)
@@ -45,7 +43,7 @@ def help_text(hydra: Hydra, command: Command, overrides: Sequence[str], *, flags
         marked = [f"{name}*" if name == choices.get(group) else name for name in names]
         lines.append(f"  {group:<{wide}}  {', '.join(marked)}")
     lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
-    lines += ["", "keys, key=value:"]
+    lines += ["", f"keys, key=value (ubmd {command.name} --help KEY explains one):"]
     for key, value in tree.items():
         if key != "hydra":
             lines += textwrap.wrap(

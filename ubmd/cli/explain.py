@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config, paths
@@ -76,6 +77,21 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
                 if group == "hydra/launcher":
                     hint += "; joblib and submitit come with pip install 'ubmd[sweep]'"
                 raise InputError(f"{group}={name} is not one of the options of {group}; {hint}")
+
+
+def loaded(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> DictConfig:
+    """The configuration of a command as overrides leave it, those of a sweep among them; InputError if Hydra cannot."""
+    lines = [str(override.input_line) for override in overrides]
+    try:
+        check_groups(hydra, command, overrides)
+        load = hydra.config_loader.load_configuration
+        return load(command.config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(hydra, command, overrides, error)) from error
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InputError(explain_value(hydra, command, overrides, error)) from error
 
 
 def explain(hydra: Hydra, command: Command, overrides: Sequence[Override], error: Exception) -> str:
@@ -146,28 +162,36 @@ def _misspelt(hydra: Hydra, command: Command, groups: Sequence[Override], values
     assert isinstance(tree, dict)
     for override in values:
         if not override.is_add() and not override.is_force_add():
-            sentence = _unknown_key(tree, override, command)
+            sentence = unknown_key(tree, override.key_or_group, command, str(override.input_line))
             if sentence is not None:
                 return sentence
     return None
 
 
-def _unknown_key(tree: dict[Any, Any], override: Override, command: Command) -> str | None:
+def unknown_key(tree: dict[Any, Any], key: str, command: Command, line: str = "KEY=VALUE") -> str | None:
+    """The sentence for a key that a configuration does not have; None if it cannot be told.
+
+    Args:
+        tree: the configuration, as plain values.
+        key: with dots, perhaps with numbers in brackets.
+        command: whose configuration it is.
+        line: the override that names the key.
+    """
     node: Any = tree
-    parts = re.split(r"[.\[\]]+", override.key_or_group.strip("]"))
+    parts = re.split(r"[.\[\]]+", key.strip("]"))
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth])
         if isinstance(node, list) or "${" in str(node if isinstance(node, str) else ""):
             return None
         if not isinstance(node, dict):
-            return f"{where} is a single value, so there is no {override.key_or_group}"
+            return f"{where} is a single value, so there is no {key}"
         if part in node:
             node = node[part]
             continue
         prefix = f"{where}." if where else ""
-        valid = [str(key) for key in node if not str(key).startswith("_")]
+        valid = [str(name) for name in node if not str(name).startswith("_")]
         if not where:
-            return _unknown_top(tree, part, override, command)
+            return _unknown_top(tree, part, key, command)
         if "_target_" not in node:
             hint = config.suggestion(part, valid, prefix=prefix)
             return f"{prefix}{part} is not a key of {where}; {hint}"
@@ -177,22 +201,22 @@ def _unknown_key(tree: dict[Any, Any], override: Override, command: Command) -> 
         except InputError:
             options = {}
         if options is None or part in options:
-            add = f"write +{override.input_line}"
+            add = f"write +{line}"
             return f"{prefix}{part} is an option of {label} that this configuration leaves out; {add}"
         hint = config.suggestion(part, [*valid, *options], prefix=prefix)
         return f"{prefix}{part} is not an option of {label}; {hint}"
     return None
 
 
-def _unknown_top(tree: dict[Any, Any], part: str, override: Override, command: Command) -> str:
+def _unknown_top(tree: dict[Any, Any], part: str, key: str, command: Command) -> str:
     """A key that is unknown at the top: it may be known further down (``tau`` for ``bias.tau``)."""
     inside = [path for path in _leaves(tree) if path.rsplit(".", 1)[-1] == part]
     base = config.base_keys(command.config_name).keys() - {"hydra"}
-    if inside and override.key_or_group == part:
+    if inside and key == part:
         hint = f"did you mean {' or '.join(inside[:2])}? (valid: {', '.join(sorted(base))})"
     else:
         hint = config.suggestion(part, base)
-    return f"{override.key_or_group} is not a key of `ubmd {command.name}`; {hint}"
+    return f"{key} is not a key of `ubmd {command.name}`; {hint}"
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from ubmd.version import __version__
 def _parser(command: Command) -> argparse.ArgumentParser:
     parser = Parser(prog=f"ubmd {command.name}", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    parser.add_argument("-h", "--help", action="store_true", help="this text, or what the keys and groups given are")
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination (a=1,2 b=x,y)")
     parser.add_argument("--cfg", choices=["job", "hydra", "all"], help="print the configuration, run nothing")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in the references")
@@ -42,7 +42,8 @@ def overview() -> str:
         "commands:",
         *(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()),
         "",
-        "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command.",
+        "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command,",
+        "ubmd COMMAND --help KEY explains one of them.",
         "ubmd --version prints the version.",
     ]
     return "\n".join(lines)
@@ -75,13 +76,18 @@ def _run(argv: Sequence[str]) -> int:
     options = _parser(command).parse_intermixed_args(list(argv[1:]))
     options.overrides = quoted(earlier.translated(options.overrides))
 
-    from ubmd.cli import app, command_help
+    from ubmd.cli import app, command_help, key_help
     from ubmd.cli.continued import continued
 
     options.overrides = continued(command, options.overrides, multirun=options.multirun)
     with app.open_hydra(options.config_dir) as hydra:
+        keys = [text for text in options.overrides if options.help and "=" not in text and text[:1] != "~"]
         if options.help:
-            print(command_help.help_text(hydra, command, options.overrides, flags=_parser(command).format_help()))
+            overrides = app.parse(hydra, [text for text in options.overrides if text not in keys])
+            if keys:
+                print(*key_help.key_help(hydra, command, overrides, keys), sep="\n\n")
+            else:
+                print(command_help.help_text(hydra, command, overrides, flags=_parser(command).format_help()))
         elif options.cfg is not None:
             print(
                 app.configuration_text(hydra, command, options.overrides, options.cfg, options.resolve),
