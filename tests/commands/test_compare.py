@@ -15,7 +15,7 @@ from ubmd.analysis.comparison import RunResult, compare_runs, final_metrics, is_
 from ubmd.analysis.comparison_tables import as_csv, as_latex
 from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.cli import main as cli
-from ubmd.commands import compare, folders
+from ubmd.commands import folders, wandb_runs
 from ubmd.errors import InputError
 from ubmd.runs.metrics import COLUMNS, write_metrics
 
@@ -346,7 +346,7 @@ def test_wandb_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("Could not find project ubmd")
 
     with pytest.raises(InputError, match=r"--wandb me/ubmd cannot be read \(Could not find project ubmd\)"):
-        compare.read_wandb(SimpleNamespace(runs=runs), "me/ubmd", None)
+        wandb_runs.read_wandb(SimpleNamespace(runs=runs), "me/ubmd", None)
 
 
 def test_columns_are_those_of_the_contract() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import write_trajectory
 from ubmd.errors import InputError
+from ubmd.rounds.artifacts import log_folder
+from ubmd.rounds.wandb_logger import SteadyWandbLogger
 from ubmd.runs.metrics import write_metrics
 
 TORSION = {"_target_": "ubmd.observables.Torsion"}
@@ -191,11 +194,62 @@ def test_variables_and_volumes_are_not_guessed(tmp_path: Path, capsys: pytest.Ca
 def test_words_are_checked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         ([str(runs / "molecule")], "name what to draw before the run folders"),
-        (["fig3"], "give the run folders"),
+        (["fig3"], "give run folders or --wandb ENTITY/PROJECT, one of them"),
+        (["fig3", "runs", "--wandb", "me/ubmd"], "give run folders or --wandb ENTITY/PROJECT, one of them"),
+        (["fig3", "runs", "--group", "demo"], "--group goes with --wandb"),
         (["fig8", "fig3", str(runs / "molecule")], "fig8 does not exist"),
     ):
         assert cli.main(["figures", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+class StandInArtifact:
+    """What wandb keeps of an artifact: its files, whose whole it gives back."""
+
+    def __init__(self, kind: str, version: str, files: dict[str, bytes]):
+        self.type, self.version, self.files = kind, version, files
+
+    def download(self, root: str) -> None:
+        for name, content in self.files.items():
+            (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(root) / name).write_bytes(content)
+
+
+def logged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of the artifact that wandb is given of a run's folder."""
+    given: list[Any] = []
+    logger = SteadyWandbLogger(offline=True)
+    run = SimpleNamespace(id="abc", log_artifact=given.append)
+    monkeypatch.setattr(SteadyWandbLogger, "experiment", run)
+    log_folder([logger], folder)
+    (artifact,) = given
+    assert (artifact.type, artifact.name) == ("run", "run-abc")
+    return {name: Path(entry.local_path).read_bytes() for name, entry in artifact.manifest.entries.items()}
+
+
+def test_wandb_gives_what_the_folders_give(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [runs / "molecule" / f"{name}-{seed}" for name in ("unbiased", "biased") for seed in (0, 1)]
+    stored = []
+    for folder in folders:
+        files = logged(folder, monkeypatch)
+        assert {"config.yaml", "metrics.csv", "rounds/000/trajectory.h5"} <= set(files)
+        artifacts = [StandInArtifact("model", "v0", {"model.ckpt": b""}), StandInArtifact("run", "v10", files)]
+        artifacts.append(StandInArtifact("run", "v9", {"config.yaml": b"old"}))
+        stored.append(SimpleNamespace(name=f"bias/{folder.name}", id="abc", logged_artifacts=lambda a=artifacts: a))
+    stored.append(SimpleNamespace(name="unfinished", id="abd", logged_artifacts=list))
+    asked: list[Any] = []
+    monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(runs=lambda *a, **k: asked.append((a, k)) or stored))
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    assert cli.main(["figures", "table1", "--wandb", "me/ubmd", "--group", "demo", "--output", str(theirs)]) == 0
+    assert "skipped: unfinished (abd): has logged no artifact of its folder" in capsys.readouterr().out
+    assert asked == [(("me/ubmd",), {"filters": {"group": "demo"}})]
+    assert cli.main(["figures", "table1", *map(str, folders), "--output", str(ours)]) == 0
+    assert (theirs / "table1.csv").read_text() == (ours / "table1.csv").read_text()
+    (found,) = (theirs / "wandb").glob("bias-biased-1-abc/rounds/001/*")
+    assert found.read_bytes() == (runs / "molecule/biased-1/rounds/001/trajectory.h5").read_bytes()
 
 
 def test_numbers_read_back(tmp_path: Path) -> None:

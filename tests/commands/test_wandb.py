@@ -28,7 +28,7 @@ from ubmd.commands.compare import compare
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
 from ubmd.errors import InputError
 from ubmd.provenance import provenance
-from ubmd.rounds.artifacts import log_inputs, log_results, log_round
+from ubmd.rounds.artifacts import log_folder, log_inputs, log_results, log_round
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe"
@@ -222,6 +222,7 @@ def test_what_wandb_cannot_take_stops_no_run(
     logger.log_metrics({"al/round": 2.0}, step=3)
     logger.log_hyperparams({"a": 1})
     log_results([logger], **results)
+    log_folder([logger], tmp_path)
     close_loggers([logger])
     (line,) = caplog.messages
     assert "(gone); the run goes on" in line
@@ -275,6 +276,7 @@ def test_offline(tmp_path: Path, results: dict[str, Path]) -> None:
         name = loggers[0].experiment.id
         log_round(loggers, ROUNDS[1])
         log_results(loggers, **results, rounds=ROUNDS)
+        log_folder(loggers, tmp_path)
     finally:
         close_loggers(loggers)
     found = written(tmp_path)
@@ -288,7 +290,7 @@ def test_offline(tmp_path: Path, results: dict[str, Path]) -> None:
     assert values["al/coverage"] == values["by_structures/coverage"] == 0.5
     assert values["tables/rounds/_type"] == "table-file"
     assert values["figures/learning_curves/_type"] == "images/separated"
-    assert {record.artifact.type for record in found if record.HasField("artifact")} >= {"dataset", "model"}
+    assert {record.artifact.type for record in found if record.HasField("artifact")} >= {"dataset", "model", "run"}
     told = {item.key for record in found if record.HasField("config") for item in record.config.update}
     assert {"provenance", "bias"} <= told
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -14,11 +13,12 @@ from ubmd.analysis.curves import compared_curves, exploration_curves
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.looks import looks_of
 from ubmd.arguments import Parser
-from ubmd.commands.folders import Found, add_run, common_parent, read_folders
+from ubmd.commands.folders import common_parent, read_folders
+from ubmd.commands.wandb_runs import add_source, check_source, read_wandb, wandb_api
 from ubmd.errors import InputError
 from ubmd.files import replaced
 
-__all__ = ["compare", "read_wandb"]
+__all__ = ["compare"]
 
 
 def _parser() -> Parser:
@@ -29,8 +29,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run folder, or a folder of run folders")
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs of a wandb project instead")
-    parser.add_argument("--group", metavar="G", help="with --wandb: only the runs of this group")
+    add_source(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: comparison, beside the runs")
     return parser
 
@@ -42,17 +41,9 @@ def compare(argv: Sequence[str]) -> int:
         InputError: for arguments that name no finished run.
     """
     options = _parser().parse_args(list(argv))
-    if bool(options.runs) == bool(options.wandb):
-        raise InputError("give run folders or --wandb ENTITY/PROJECT, one of them; see ubmd compare --help")
-    if options.group and not options.wandb:
-        raise InputError("--group goes with --wandb; give it with --wandb ENTITY/PROJECT")
+    check_source(options.runs, options.wandb, options.group)
     if options.wandb:
-        import wandb
-
-        from ubmd.commands.loggers import check_wandb_key
-
-        check_wandb_key()
-        found = read_wandb(wandb.Api(), options.wandb, options.group)
+        found = read_wandb(wandb_api(), options.wandb, options.group)
         folder = options.output or Path("comparison")
     else:
         found = read_folders([Path(run) for run in options.runs])
@@ -66,36 +57,6 @@ def compare(argv: Sequence[str]) -> int:
     _report(comparison, console)
     console.print(f"{folder}: {', '.join(_write(comparison, folder))}", highlight=False, soft_wrap=True, markup=False)
     return 0
-
-
-def read_wandb(api: Any, path: str, group: str | None) -> Found:
-    """Finished runs of ``ubmd learn`` in a project on Weights & Biases.
-
-    Args:
-        api: a ``wandb.Api``.
-        path: ``entity/project``.
-        group: only runs of this group; None takes all.
-
-    Raises:
-        InputError: if the project cannot be read.
-    """
-    import requests
-    from wandb.errors import Error
-
-    found = Found([], [])
-    try:
-        for run in api.runs(path, filters={"group": group} if group else {}):
-            rounds: dict[int, dict[str, Any]] = {}
-            for line in run.scan_history():
-                if line.get("al/round") is not None:  # a continued run may have told of a round twice
-                    rounds[int(line["al/round"])] = {
-                        key.removeprefix("al/"): value for key, value in line.items() if key.startswith("al/")
-                    }
-            config = {key: value for key, value in run.config.items() if not key.startswith("_")}
-            add_run(found, f"{run.name} ({run.id})", config, [rounds[index] for index in sorted(rounds)])
-    except (Error, ValueError, requests.RequestException) as error:
-        raise InputError(f"--wandb {path} cannot be read ({' '.join(str(error).split())})") from error
-    return found
 
 
 def _report(comparison: Comparison, console: Console) -> None:

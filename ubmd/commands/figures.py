@@ -1,4 +1,4 @@
-"""``ubmd figures``: the figures and tables of the paper, drawn from run folders."""
+"""``ubmd figures``: the figures and tables of the paper, drawn from run folders or from Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ubmd.analysis.paper.tables import draw_table1, draw_table2
 from ubmd.analysis.paper.uncertainties import CalibratedFit, draw_fig2
 from ubmd.arguments import Parser
 from ubmd.commands.folders import common_parent, read_folders, run_folders
+from ubmd.commands.wandb_runs import add_source, check_source, download_runs, wandb_api
 from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.runs.continuation import read_config
@@ -47,10 +48,11 @@ def _parser() -> Parser:
     parser = Parser(
         prog="ubmd figures",
         description="Figures and tables of the paper from finished runs, with a text that says from which.",
-        epilog="examples: ubmd figures fig3 table1 runs/ala2_demo   ubmd figures all runs/* --output figures",
+        epilog="examples: ubmd figures fig3 table1 runs/ala2_demo   ubmd figures all --wandb me/ubmd",
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="fig2 ... fig7 table1 table2 | all", help="what to draw, then")
+    add_source(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: paper, beside the runs")
     return parser
 
@@ -63,10 +65,18 @@ def figures(argv: Sequence[str]) -> int:
             cannot be drawn, after the rest is.
     """
     options = _parser().parse_args(list(argv))
-    names, folders = _split(options.words)
-    output = options.output or common_parent(folders) / "paper"
+    names, words = _split(options.words)
+    check_source(words, options.wandb, options.group)
     console = Console()
-    runs = _read([Path(folder) for folder in folders], console)
+    if options.wandb:
+        output = options.output or Path("paper")
+        folders, without = download_runs(wandb_api(), options.wandb, options.group, output / "wandb")
+        for name in without:
+            told = "has logged no artifact of its folder: it is unfinished, or of an earlier version"
+            console.print(f"skipped: {name}: {told}", highlight=False, soft_wrap=True, markup=False)
+    else:
+        output, folders = options.output or common_parent(words) / "paper", [Path(word) for word in words]
+    runs = _read(folders, console)
     undrawn: dict[str, str] = {}
     for name, draw in _figures(runs).items():
         if name not in names and names != ("all",):
@@ -91,8 +101,6 @@ def _split(words: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     folders = [word for word in words if word not in known]
     if not names:
         raise InputError(f"name what to draw before the run folders: {', '.join(NAMES)}, or all")
-    if not folders:
-        raise InputError("give the run folders after the names of figures, e.g. ubmd figures all runs/ala2_demo")
     return (("all",) if "all" in names else tuple(names)), folders
 
 

@@ -25,7 +25,7 @@ from ubmd.devices import check_device
 from ubmd.errors import InputError
 from ubmd.models.base import n_members
 from ubmd.progress import RunProgress, run_progress
-from ubmd.rounds.artifacts import log_results
+from ubmd.rounds.artifacts import log_folder, log_results
 from ubmd.rounds.fit import Fit, Fitting, fit_and_predict, set_up_lightning
 from ubmd.rounds.run import Potentials
 from ubmd.runs.opening import open_run
@@ -65,10 +65,11 @@ def train(cfg: DictConfig) -> float:
             try:
                 loggers.extend(open_loggers(cfg, folder))
                 metrics = _fit(job, folder, loggers, progress)
+                write_json(record, metrics)
                 log_results(loggers, figures=folder / "figures", potential=folder / "model.ckpt")
+                log_folder(loggers, folder)
             finally:
                 close_loggers(loggers)
-            write_json(record, metrics)
             store.keep(folder / "model.ckpt", record)
         shutil.rmtree(folder / "fit", ignore_errors=True)
         metrics = json.loads(record.read_text(encoding="utf-8"))

@@ -13,12 +13,17 @@ from lightning.pytorch.loggers import Logger
 
 from ubmd.rounds.wandb_logger import SteadyWandbLogger
 
-__all__ = ["BY_STRUCTURES", "STRUCTURES", "log_inputs", "log_results", "log_round"]
+__all__ = ["BY_STRUCTURES", "RUN", "STRUCTURES", "log_folder", "log_inputs", "log_results", "log_round"]
 
 STRUCTURES = "al/n_structures"
 """Labelled structures of a round, training and validation together."""
 BY_STRUCTURES = "by_structures"
 """Prefix of what is drawn against them: in wandb a metric has one abscissa, and that of ``al/...`` is the round."""
+
+RUN = "run"
+"""Type of the artifact with what is in a run's folder for the paper's figures."""
+_RUN_FILES = ("config.yaml", "metrics.csv", "metrics.json", "figures/*.csv")
+_TRAJECTORIES = "rounds/*/trajectory.h5"
 
 MOST_ROWS = 10_000
 """Of a table, as wandb has it."""
@@ -85,6 +90,27 @@ def log_results(
                         artifact = _artifact(kind, path, {"run": logger.experiment.name, **known})
                         artifact.add_file(str(path), name=_entry(kind, path))
                         logger.experiment.log_artifact(artifact)
+
+
+def log_folder(loggers: Sequence[Logger], folder: Path) -> None:
+    """Logs what the paper's figures are drawn from as an artifact; only wandb's logger takes it.
+
+    Args:
+        loggers: of the run.
+        folder: of the run, which is finished.
+    """
+    import wandb
+
+    for logger in loggers:
+        if isinstance(logger, SteadyWandbLogger):
+            with logger.tolerated():
+                artifact = wandb.Artifact(f"{RUN}-{logger.experiment.id}", type=RUN)
+                for pattern in (*_RUN_FILES, _TRAJECTORIES):
+                    for path in sorted(folder.glob(pattern)):
+                        # trajectories are long and stay as they are: no copy until they are sent
+                        policy = "immutable" if pattern == _TRAJECTORIES else "mutable"
+                        artifact.add_file(str(path), name=path.relative_to(folder).as_posix(), policy=policy)
+                logger.experiment.log_artifact(artifact)
 
 
 def _log_tables(logger: SteadyWandbLogger, figures: Path, rounds: Sequence[Mapping[str, Any]]) -> None:

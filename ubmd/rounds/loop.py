@@ -21,7 +21,7 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.observables.columns import range_columns
 from ubmd.rounds.acquired import acquired_coverage, earlier_data
-from ubmd.rounds.artifacts import log_results, log_round
+from ubmd.rounds.artifacts import log_folder, log_results, log_round
 from ubmd.rounds.checks import check_complete
 from ubmd.rounds.figures import draw_calibration, draw_variable_errors, write_report
 from ubmd.rounds.fit import Fit, fit_and_predict, predict
@@ -69,6 +69,7 @@ def learn_rounds(run: Run) -> float | None:
     potential = run.store.folder(len(records) - 1).model
     rows = [record["metrics"] for record in records]
     log_results(run.loggers, figures=run.store.figures, potential=potential, dataset=run.store.dataset, rounds=rows)
+    log_folder(run.loggers, run.store.path)
     check_complete(run.limits, records[-1]["metrics"], len(run.store.structures(len(records))), run.store.dataset)
     return records[-1]["metrics"].get("force_rmse_ev_per_ang")
 
