@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ def batch_of(structures: list[Atoms]) -> AtomicBatch:
     return collate(structures, CUTOFF + 0.5, dtype=torch.float64)
 
 
-def fitted_parts() -> Parts:
-    model = GMNN(["H", "C", "O"], cutoff=CUTOFF, n_basis=3, hidden=(16, 16), seed=2).double()
+def fitted_parts(**options: Any) -> Parts:
+    model = GMNN(["H", "C", "O"], cutoff=CUTOFF, n_basis=3, hidden=(16, 16), seed=2, **options).double()
     uncertainty = FeatureUncertainty(partial(SketchedGradients, n_projections=32), model, seed=1)
     uncertainty.fit(model, [batch_of(molecules(6, 10)), batch_of(crystals(6, 11))])
     uncertainty.total_scale.fill_(1.7)

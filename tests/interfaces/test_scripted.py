@@ -69,6 +69,13 @@ def test_equals_the_potential(name: str) -> None:
     compare(potential(MODEL, UNCERTAINTIES[name]))
 
 
+ZBL = {"repulsion": "zbl", "repulsion_cutoff": 1.5}
+
+
+def test_repulsion() -> None:
+    compare(potential(MODEL | ZBL, UNCERTAINTIES["last layer"]))
+
+
 @pytest.mark.parametrize("l_max", [0, 1, 2])
 def test_lower_ranks(l_max: int) -> None:
     compare(potential(MODEL | {"l_max": l_max}, UNCERTAINTIES["sketched"]))
@@ -95,9 +102,11 @@ def compare(trained: UncertainPotential) -> None:
     np.testing.assert_allclose(found["last_layer"].detach(), output.features.detach(), atol=1e-10)
 
 
-def test_an_ensemble() -> None:
+@pytest.mark.parametrize("options", [{}, ZBL], ids=["", "repulsion"])
+def test_an_ensemble(options: dict[str, Any]) -> None:
     trained = potential(
-        ENSEMBLE, instantiate({"_target_": "ubmd.uncertainty.ensemble.EnsembleUncertainty", "_partial_": True})
+        ENSEMBLE | {"member": ENSEMBLE["member"] | options},
+        instantiate({"_target_": "ubmd.uncertainty.ensemble.EnsembleUncertainty", "_partial_": True}),
     )
     scripted = torch.jit.script(ScriptedPotential(trained))
     batch = collate([*molecules(2, 0), *crystals(2, 0)], CUTOFF, dtype=torch.float64)

@@ -44,7 +44,7 @@ def gmnn(**options: object) -> Potential:
     return Potential(model)
 
 
-@pytest.fixture(scope="module", params=["small", "paper", "plain", "long", "rank 2", "rank 1", "morse"])
+@pytest.fixture(scope="module", params=["small", "paper", "plain", "long", "rank 2", "rank 1", "morse", "zbl"])
 def potential(request: pytest.FixtureRequest) -> Iterator[Potential]:
     """``plain``: by PyTorch's operations instead of compiled kernels."""
     small = {"n_basis": 4, "n_gauss": 6, "hidden": (16, 12)}
@@ -56,6 +56,7 @@ def potential(request: pytest.FixtureRequest) -> Iterator[Potential]:
         "rank 2": lambda: gmnn(cutoff=4.5, l_max=2, **small),
         "rank 1": lambda: gmnn(cutoff=4.5, l_max=1, **small),
         "morse": lambda: Potential(Morse()),
+        "zbl": lambda: gmnn(cutoff=4.0, repulsion="zbl", repulsion_cutoff=2.0, **small),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(fused.SWITCH, "0" if request.param == "plain" else "1")

@@ -57,11 +57,11 @@ def test_classes_have_moved() -> None:
     old = read_config(OLD / "config.yaml")
     new = upgraded(old)
     assert new["system"]["_target_"] == "ubmd.systems.system.System"
-    assert new["model"] == old["model"]
+    assert new["model"] == old["model"] | {"repulsion_cutoff": 0.7}
     followed = ("system.torsions", "system.variables")
     changed = {key for key in differences(old, new) if not key.endswith("._target_") and not key.startswith(followed)}
     moved = {"training.betas", "training.eps", "optimizer.betas", "optimizer.eps"}
-    added = {"bias.every", "dynamics.groups", "data.test.sample.trajectories"}
+    added = {"bias.every", "dynamics.groups", "data.test.sample.trajectories", "model.repulsion_cutoff"}
     added |= {f"data.units.{key}" for key in ("energy", "length", "stress_positive", "virial_positive", "voigt")}
     assert changed == moved | added | {"optimizer._partial_", "scheduler._partial_"}
     assert new["calibration"]["evidence"] == {"_target_": "ubmd.uncertainty.Split"}

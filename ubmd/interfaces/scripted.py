@@ -16,6 +16,7 @@ from ubmd.models.gmnn import GMNN
 from ubmd.models.gmnn_stack import GMNNStack
 from ubmd.models.readout import BIAS_FACTOR
 from ubmd.models.scale_shift import worn
+from ubmd.models.zbl import pair_energy
 from ubmd.uncertainty.distance import Distance
 from ubmd.uncertainty.ensemble import EnsembleUncertainty
 from ubmd.uncertainty.feature_uncertainty import FromFeatures
@@ -44,6 +45,7 @@ class ScriptedPotential(nn.Module):
     total: Tensor
     total_centre: Tensor
     last_sketch: Tensor
+    radii: Tensor
 
     def __init__(self, potential: UncertainPotential):
         super().__init__()
@@ -53,6 +55,8 @@ class ScriptedPotential(nn.Module):
         self.networks = nn.ModuleList(networks)
         shifted: Any = model if isinstance(model, GMNN) else model.stack
         self.register_buffer("index", shifted.index.clone())
+        repulsion = shifted.repulsion
+        self.register_buffer("radii", shifted.shift.new_zeros(0) if repulsion is None else repulsion.radii.clone())
         self.register_buffer("atomic_scale", uncertainty.atomic_scale.clone())
         self.register_buffer("total_scale", uncertainty.total_scale.clone())
         self.factor = BIAS_FACTOR
@@ -99,11 +103,12 @@ class ScriptedPotential(nn.Module):
             ``uncertainty`` [n_atoms] of the forces, calibrated, eV/Å.
         """
         species = self.index[numbers]
+        repulsion = self.repulsion(vectors, first, second, numbers)
         energies: list[Tensor] = []
         out: dict[str, Tensor] = {}
         for network in self.networks:
             found = network(vectors, first, second, species, self.sketched)
-            energies.append(found["energies"])
+            energies.append(found["energies"] + repulsion)
             if self.n_members == 1:
                 out["last_layer"] = found["last_layer"]
                 if self.from_features:
@@ -114,6 +119,16 @@ class ScriptedPotential(nn.Module):
                     )
         out["energies"] = torch.stack(energies)
         return out
+
+    def repulsion(self, vectors: Tensor, first: Tensor, second: Tensor, numbers: Tensor) -> Tensor:
+        """Energies of atoms that come too close [n_atoms], float64; zero without such a repulsion."""
+        energies = torch.zeros(numbers.shape[0], dtype=torch.float64, device=vectors.device)
+        if self.radii.shape[0] == 0:
+            return energies
+        outer = (self.radii[numbers[first]] + self.radii[numbers[second]]).double()
+        r = vectors.double().square().sum(1).sqrt()
+        found, _ = pair_energy(r, numbers[first].double(), numbers[second].double(), outer)
+        return energies.index_add(0, first, 0.5 * found)
 
     @torch.jit.export
     def total_uncertainty(self, sums: Tensor, counts: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ The rest is optional:
 ``sizeless = False``               it cannot be made on torch's ``meta`` device
 ``fit_scale_shift(...)``           atomic energies of its own, see :mod:`ubmd.models.scale_shift`, which other
                                    models are given from outside
+``repulsion``                      a module such as :class:`~ubmd.models.zbl.ZBL`, called with a batch for energies of
+                                   atoms with derivatives (:class:`Known`), which are added to the model's own
 ``explicit(batch)``                output with derivatives that the model computes itself (:class:`Explicit`), or None
                                    where it cannot, such as on another device
 ``stack(members)``                 a class method, for ensembles: a module that evaluates several such models
@@ -53,6 +55,7 @@ __all__ = [
     "AtomicOutput",
     "EnsembleOutput",
     "Explicit",
+    "Known",
     "Layers",
     "atomic_output",
     "by_pair_vectors",
@@ -60,6 +63,7 @@ __all__ = [
     "layer_sizes",
     "n_members",
     "parameter_groups",
+    "repulsion_of",
 ]
 
 
@@ -86,6 +90,18 @@ class Layers(Protocol):
 
 
 @dataclass(frozen=True)
+class Known:
+    """Energies of atoms without parameters, with their derivatives: constants to autograd."""
+
+    energies: Tensor
+    """[n_atoms] eV, float64."""
+    gradient: Tensor
+    """[n_atoms, 3] eV/Å, derivatives of a structure's energy by its positions."""
+    strain: Tensor
+    """[n_systems, 3, 3] eV, those by strain, symmetric."""
+
+
+@dataclass(frozen=True)
 class AtomicOutput:
     """What a model says about each atom."""
 
@@ -95,6 +111,8 @@ class AtomicOutput:
     """[n_atoms, n_features] the input of the model's last layer, or whatever else describes an atom."""
     layers: Layers | None = None
     """The pass of the readout, from which gradient features are made."""
+    known: Known | None = None
+    """A part of ``energies`` whose derivatives need no graph, added by :class:`~ubmd.models.potential.Potential`."""
 
 
 class Explicit(Protocol):
@@ -165,6 +183,12 @@ def explicit_output(model: nn.Module, batch: AtomicBatch) -> tuple[AtomicOutput,
     """The model's output with derivatives of its own, if it has them for such a batch."""
     explicit = getattr(model, "explicit", None)
     return None if explicit is None else explicit(batch)
+
+
+def repulsion_of(model: nn.Module, batch: AtomicBatch) -> Known | None:
+    """The repulsion of atoms that is added to the model's energies, if it has one."""
+    repulsion = getattr(model, "repulsion", None)
+    return None if repulsion is None else repulsion(batch)
 
 
 def layer_sizes(model: nn.Module) -> list[tuple[int, int]]:

@@ -76,9 +76,23 @@ class Ensemble(nn.Module):
         """[n_species] atomic numbers that the members know."""
         return self._shifted.species
 
-    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
+    @property
+    def repulsion(self) -> nn.Module | None:
+        """That of a member, which all of them share."""
+        return getattr(self._shifted, "repulsion", None)
+
+    def fit_scale_shift(self, energy: Tensor, composition: Tensor, given: Tensor | None = None) -> None:
         """Sets the atomic energies of all members, see :class:`~ubmd.models.scale_shift.ShiftedModel`."""
-        self._shifted.fit_scale_shift(energy, composition)
+        self._shifted.fit_scale_shift(energy, composition, given)
+
+    def give_shift(self, atomic: Tensor) -> None:
+        """Sets the atomic energies of all members, see :class:`~ubmd.models.scale_shift.ShiftedModel`."""
+        self._shifted.give_shift(atomic)
+
+    @property
+    def shift(self) -> Tensor:
+        """[n_members, n_species] shifts mu."""
+        return self._shifted.shift
 
     def correct_shift(self, missing: Tensor, composition: Tensor) -> None:
         """Adds to the atomic energies of all members, see :class:`~ubmd.models.scale_shift.ShiftedModel`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
 from ubmd.models.readout import Readout, ReadoutTrace
 from ubmd.models.scale_shift import ShiftedModel
+from ubmd.models.zbl import ZBL
 
 __all__ = ["GMNN"]
 
@@ -61,9 +63,12 @@ class GMNN(ShiftedModel):
         hidden: widths of the hidden layers.
         r_min: centre of the first Gaussian, Å.
         seed: of the initial weights.
+        repulsion: ``"zbl"`` adds the repulsion of nuclei (:class:`~ubmd.models.zbl.ZBL`), and the network learns what
+            is left; None: the network alone.
+        repulsion_cutoff: where it ends for two atoms, as a share of the sum of their covalent radii.
 
     Raises:
-        InputError: for sizes that no model has, and for unknown or repeated species.
+        InputError: for sizes that no model has, for unknown or repeated species, and for a repulsion that cannot be.
     """
 
     by_pair_vectors = True
@@ -79,6 +84,8 @@ class GMNN(ShiftedModel):
         hidden: Sequence[int] = (512, 512),
         r_min: float = 0.5,
         seed: int = 0,
+        repulsion: Literal["zbl"] | None = None,
+        repulsion_cutoff: float = 0.7,
     ):
         super().__init__()
         if not 0 <= r_min < cutoff <= LARGEST_CUTOFF:
@@ -105,6 +112,7 @@ class GMNN(ShiftedModel):
         self.scale = nn.Parameter(torch.ones(n_species))
         self.shift = nn.Parameter(torch.zeros(n_species, dtype=torch.float64))
         self.register_buffer("energy_unit", torch.ones(()))
+        self.repulsion = None if repulsion is None else ZBL(species, repulsion_cutoff, self.cutoff)
 
     @classmethod
     def stack(cls, members: Sequence[GMNN]) -> GMNNStack:

@@ -57,6 +57,7 @@ class GMNNStack(ShiftedModel):
         self.register_buffer("index", first.index, persistent=False)
         self.register_buffer("energy_unit", first.energy_unit)
         self.moments, self.contractions = first.moments, first.contractions
+        self.repulsion = first.repulsion
         self.beta = _stack([m.beta for m in members])
         self.readout = StackedReadout(members)
         self.scale = _stack([m.scale for m in members])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.models.base import AtomicOutput, EnsembleOutput, Explicit, by_pair_vectors, explicit_output
+from ubmd.models.base import (
+    AtomicOutput,
+    EnsembleOutput,
+    Explicit,
+    Known,
+    by_pair_vectors,
+    explicit_output,
+    repulsion_of,
+)
 
 __all__ = [
     "Leaf",
@@ -145,6 +153,17 @@ def energies_and_gradients(
         energies [n_systems] eV, float64, and the derivatives of the energies and, if there is one, of ``followed``, as
         :func:`differentiate` has them.
     """
+    energy, found = _graph_gradients(output, leaf, batch, followed, create_graph)
+    if output.known is not None:
+        gradient, strain = found[0]
+        found[0] = gradient + output.known.gradient, strain + output.known.strain
+    return energy, found
+
+
+def _graph_gradients(
+    output: AtomicOutput, leaf: Leaf, batch: AtomicBatch, followed: Tensor | None, create_graph: bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """As :func:`energies_and_gradients`, without the derivatives that need no graph."""
     if isinstance(leaf, Tensor | Strained):
         with torch.enable_grad():
             energy = batch.sum_atoms(output.energies.double())
@@ -199,6 +218,15 @@ def _gradient(pair: Tensor, batch: AtomicBatch) -> Tensor:
     return pair.sum(-2) - received.index_add(-2, batch.neighbours.flatten(), pair.flatten(-3, -2))
 
 
+def _with_known(output: AtomicOutput, known: Known) -> AtomicOutput:
+    """The output with a part of the energies that all members of an ensemble share."""
+    with torch.enable_grad():
+        changes = {"energies": output.energies + known.energies, "known": known}
+    if isinstance(output, EnsembleOutput):
+        changes["offset"] = output.offset + known.energies
+    return replace(output, **changes)
+
+
 class Potential(nn.Module):
     """Energies, forces and stress of a model of atomic energies.
 
@@ -222,6 +250,11 @@ class Potential(nn.Module):
             differentiable: whether more than energies will be differentiated; a model that knows the derivatives of
                 its energies keeps no graph otherwise.
         """
+        output, leaf = self._model_output(batch, differentiable)
+        known = repulsion_of(self.model, batch)
+        return (output if known is None else _with_known(output, known)), leaf
+
+    def _model_output(self, batch: AtomicBatch, differentiable: bool) -> tuple[AtomicOutput, Leaf]:
         with torch.set_grad_enabled(differentiable):
             explicit = explicit_output(self.model, batch)
         if explicit is not None:

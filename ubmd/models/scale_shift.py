@@ -23,22 +23,26 @@ __all__ = [
 ]
 
 
-def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:
+def regress_atomic_energies(energy: Tensor, composition: Tensor, given: Tensor | None = None) -> tuple[Tensor, float]:
     """Energies of the species by least squares, and what is left (Eq. 10).
 
     Args:
         energy: [m] eV.
         composition: [m, n_species] number of atoms of each species.
+        given: [n_species] eV, to be taken instead.
 
     Returns:
         atomic energies [n_species] eV, float64 on the CPU, and the RMSE per atom, eV/atom, at least 1 meV.
     """
     energy, composition = energy.double().cpu(), composition.double().cpu()
     n_atoms = composition.sum(1)
-    # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
-    solution = torch.linalg.lstsq(
-        composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
-    ).solution.squeeze(1)
+    if given is None:
+        # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
+        solution = torch.linalg.lstsq(
+            composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
+        ).solution.squeeze(1)
+    else:
+        solution = given.double().cpu()
     residual = (energy - composition @ solution) / n_atoms
     return solution, residual.square().mean().sqrt().clamp(min=1e-3).item()
 
@@ -76,7 +80,7 @@ class ShiftedModel(nn.Module):
         return self.energy_unit.double() * self.shift
 
     @torch.no_grad()
-    def fit_scale_shift(self, energy: Tensor, composition: Tensor) -> None:
+    def fit_scale_shift(self, energy: Tensor, composition: Tensor, given: Tensor | None = None) -> None:
         """Sets shifts mu (of all members) and the constant c from labelled energies (Eq. 10).
 
         Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
@@ -85,11 +89,17 @@ class ShiftedModel(nn.Module):
         Args:
             energy: [m] eV.
             composition: [m, n_species] number of atoms of each species, in the model's order.
+            given: [n_species] atomic energies that are known instead, eV.
         """
-        solution, unit = regress_atomic_energies(energy, composition)
+        solution, unit = regress_atomic_energies(energy, composition, given)
         self.energy_unit.fill_(unit)
-        self.shift.copy_(solution / self.energy_unit.double().cpu())  # by c as it is stored, rounded
+        self.give_shift(solution)
         self.scale.fill_(1.0)
+
+    @torch.no_grad()
+    def give_shift(self, atomic: Tensor) -> None:
+        """Sets the shifts (of all members) so that atomic energies c mu are those given [n_species], eV."""
+        self.shift.copy_(atomic.double().cpu() / self.energy_unit.double().cpu())  # by c as it is stored, rounded
 
     @torch.no_grad()
     def correct_shift(self, missing: Tensor, composition: Tensor) -> None:
@@ -139,6 +149,11 @@ class ScaleShift(ShiftedModel):
         self.shift = nn.Parameter(torch.zeros(len(numbers), dtype=torch.float64))
         self.register_buffer("energy_unit", torch.ones(()))
         self.model = model
+
+    @property
+    def repulsion(self) -> nn.Module | None:
+        """That of the model, whose energies have neither scale nor shift."""
+        return getattr(self.model, "repulsion", None)
 
     def forward(self, *geometry: Tensor | AtomicBatch) -> AtomicOutput:
         """The model's output, called as it is, with energies in eV."""

@@ -15,6 +15,7 @@ _TORSION = "ubmd.observables.Torsion"
 _VARIABLES = ("ubmd.dynamics.variables", "ubmd.observables.variables")
 """Modules of classes for several variables of one kind, where there is one class for one variable now."""
 _AXES = "abc"
+_GMNN = "ubmd.models.gmnn.GMNN"
 _BIASES = ("biased.BiasedPotential", "adaptive.SpeciesBalancedBias", "metadynamics.Metadynamics")
 
 
@@ -84,7 +85,10 @@ def _single_variables(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _node(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {key: _name(value) if key == "_target_" else _node(value) for key, value in node.items()}
+        new = {key: _name(value) if key == "_target_" else _node(value) for key, value in node.items()}
+        if new.get("_target_") == _GMNN:
+            new.setdefault("repulsion_cutoff", 0.7)  # of a repulsion that there was not
+        return new
     return [_node(value) for value in node] if isinstance(node, list) else node
 
 

@@ -18,8 +18,9 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from ubmd.data.batch import AtomicBatch
 from ubmd.errors import InputError
-from ubmd.models.base import n_members, parameter_groups
+from ubmd.models.base import n_members, parameter_groups, repulsion_of
 from ubmd.models.potential import Potential, Prediction
+from ubmd.training.atomic_energies import held_atomic_energies
 from ubmd.training.loss import Loss, MeanLoss, SquaredLoss, virial_triangle
 from ubmd.training.sam import at_worst_neighbour
 from ubmd.training.schedule import LinearDecay, schedule
@@ -88,10 +89,12 @@ class PotentialModule(LightningModule):
         sam_radius: rho of sharpness-aware minimisation, the distance in the space of all parameters at which
             each step's gradient is taken (:mod:`ubmd.training.sam`); a step then costs two. 0: off.
         start: a potential (``model.ckpt``) whose weights to start from; None starts afresh.
+        atomic_energies: energies of free atoms by chemical symbol, eV, which the shifts then are and stay; None: by
+            regression on the training structures, and trained.
 
     Raises:
-        InputError: for an ``optimizer`` or a ``scheduler`` that cannot be, a ``sam_radius`` out of range, or a
-            ``start`` that does not fit the model.
+        InputError: for an ``optimizer`` or a ``scheduler`` that cannot be, a ``sam_radius`` out of range, a
+            ``start`` that does not fit the model, or ``atomic_energies`` that are not those of its elements.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class PotentialModule(LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         sam_radius: float = 0.0,
         start: str | None = None,
+        atomic_energies: Mapping[str, float] | None = None,
     ):
         super().__init__()
         if not 0 <= sam_radius <= 100:
@@ -121,6 +125,7 @@ class PotentialModule(LightningModule):
         self.sam_radius = sam_radius
         self.started = False
         self._silent = False
+        self.given = None if atomic_energies is None else held_atomic_energies(model, atomic_energies)
         if start is not None:
             self.start_from(start)
         self.mean_loss, self.score = MeanLoss(), MeanLoss()
@@ -152,21 +157,30 @@ class PotentialModule(LightningModule):
         self.started = True
 
     def initialise(self, batches: Iterable[AtomicBatch]) -> None:
-        """Sets atomic energies by regression on the training structures (Eq. 10).
+        """Sets atomic energies by regression on the training structures (Eq. 10), or as they are given.
 
         With weights of an earlier fit, whose shifts are only corrected by what is missing. Those of a model with
-        weights of elsewhere are all that is missing.
+        weights of elsewhere are all that is missing. What a repulsion has of the energies is none of theirs.
         """
-        if self.started:
+        if self.started and self.given is None:
             correct_shift(self.potential, batches)
+        if self.started and self.given is not None:
+            self.model.give_shift(self.given)  # pyright: ignore[reportCallIssue]
+        if self.started:
             return
         known = getattr(self.model, "pretrained", False)
         energies, compositions = [], []
         for batch in batches:
             assert batch.energy is not None
-            energies.append(batch.energy.double() - self.potential(batch).energy if known else batch.energy)
+            energy = batch.energy.double()
+            if known:
+                energy = energy - self.potential(batch).energy
+            elif (repulsion := repulsion_of(self.model, batch)) is not None:
+                energy = energy - batch.sum_atoms(repulsion.energies)
+            energies.append(energy)
             compositions.append(self.model.composition(batch))  # pyright: ignore[reportCallIssue]
-        self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions))  # pyright: ignore[reportCallIssue]
+        given = [] if self.given is None else [self.given]
+        self.model.fit_scale_shift(torch.cat(energies), torch.cat(compositions), *given)  # pyright: ignore
 
     def forward(self, batch: AtomicBatch) -> Prediction:
         """Energies, forces and, if it is trained on, stress of a batch."""

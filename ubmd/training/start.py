@@ -46,6 +46,12 @@ def load_weights(model: nn.Module, path: str | Path, name: str = "training.start
         )
     if start.cutoff != model.cutoff:
         raise InputError(f"{name}={path} has model.cutoff={start.cutoff}, but this run {model.cutoff}; use the same")
+    repulsions = [getattr(part, "repulsion", None) for part in (start, model)]
+    if str(repulsions[0]) != str(repulsions[1]):
+        raise InputError(
+            f"{name}={path} was fitted with the repulsion {repulsions[0]}, but this run has {repulsions[1]}; use the "
+            "same model.repulsion and model.repulsion_cutoff"
+        )
     state = start.state_dict()
     for key, value in model.state_dict().items():
         shape = tuple(state[key].shape) if key in state else "none"
