@@ -45,6 +45,7 @@ def overview() -> str:
         "ubmd COMMAND --help lists the configuration groups, their options and the keys of a command,",
         "ubmd COMMAND --help KEY explains one of them.",
         "ubmd --version prints the version.",
+        'eval "$(ubmd -sc install=bash)" has bash complete commands, groups, options and keys by Tab.',
     ]
     return "\n".join(lines)
 
@@ -55,6 +56,11 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     if argv[0] == "--version":
         print(f"ubmd {__version__}")
+        return 0
+    if argv[0] in ("-sc", "--shell-completion"):
+        from ubmd.cli.completion import shell_completion
+
+        print(shell_completion(" ".join(argv[1:]), os.environ), end="")
         return 0
     if argv[0] == COMPARE:
         from ubmd.commands.compare import compare
