@@ -15,7 +15,7 @@ from ase.io import write
 from torch import Tensor
 
 from tests.bias.bias_parts import difference_gradient, difference_strain
-from tests.models.test_sevennet import QUICK, copper, run
+from tests.models.foundation_parts import QUICK, copper, run
 from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError

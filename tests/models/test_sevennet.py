@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.calculator import Calculator
-from ase.calculators.emt import EMT
 from ase.io import write
 from torch import Tensor
 
 from tests.bias.bias_parts import difference_gradient, difference_strain
+from tests.models.foundation_parts import QUICK, copper, mixed, run
 from tests.models.small_sevennet import of_two_levels, write_checkpoint
 from ubmd.bias.biased import BiasedPotential
-from ubmd.cli import main as cli
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
 from ubmd.models.ensemble import Ensemble
@@ -46,16 +45,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def small(checkpoint: str) -> Potential:
     model = make_model(partial(SevenNet, checkpoint=checkpoint), species=potentials.SPECIES)
     return Potential(model.double())
-
-
-def mixed() -> list[Atoms]:
-    """Of different sizes, elements and periodicity; one cell is smaller than the cutoff."""
-    salt = bulk("NaCl", "rocksalt", 5.6, cubic=True)
-    silicon = bulk("Si")
-    ethanol = molecule("CH3CH2OH")
-    for seed, atoms in enumerate((salt, silicon, ethanol)):
-        atoms.rattle(0.1, seed=seed)
-    return [salt, ethanol, silicon]
 
 
 def calculator(model: str, modal: str | None = None) -> Calculator:
@@ -180,19 +169,6 @@ def test_an_ensemble_of_the_same_weights_is_none() -> None:
         Ensemble(["H"], partial(SevenNet, checkpoint="7net-0"))
 
 
-def copper(n: int, seed: int) -> list[Atoms]:
-    out = []
-    for k in range(n):
-        atoms = bulk("Cu", "fcc", 3.6, cubic=True)
-        atoms.rattle(0.1, seed=seed + k)
-        atoms.calc = EMT()
-        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
-        atoms.info["REF_stress"] = atoms.get_stress(voigt=False)
-        atoms.calc = None
-        out.append(atoms)
-    return out
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -202,16 +178,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 OURS = ("model=sevennet", "model.checkpoint=small.pth", "size=small", "uncertainty/features=last_layer")
-QUICK = (
-    "logger=csv",
-    "trainer.accelerator=cpu",
-    "calibration.total.too_small=maximum",
-    "calibration.atomic.too_small=maximum",
-)
-
-
-def run(*words: str) -> int:
-    return cli.main([str(word) for word in words])
 
 
 @pytest.mark.slow

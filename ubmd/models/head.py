@@ -9,7 +9,25 @@ from torch import Tensor, nn
 
 from ubmd.errors import InputError
 
-__all__ = ["HeadTrace", "linear_sizes", "trace_head"]
+__all__ = ["HeadTrace", "LinearHead", "linear_sizes", "trace_head"]
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A readout that is linear, however many matrices it is made of, as :class:`~ubmd.models.base.Layers`."""
+
+    features: Tensor
+    """[n_atoms, n_features] its input."""
+    biases: tuple[float, ...] = (0.0,)
+
+    @property
+    def inputs(self) -> tuple[Tensor]:
+        """The features, by which the output's derivative is taken."""
+        return (self.features,)
+
+    def output_gradients(self) -> list[Tensor]:
+        """Ones [n_atoms, 1]."""
+        return [torch.ones_like(self.features[:, :1])]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ walkers of a batch are one graph, and leaves derivatives to :mod:`ubmd.models.po
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +21,10 @@ from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.imports import extra_with
 from ubmd.models.base import AtomicOutput
+from ubmd.models.head import LinearHead
 from ubmd.torch_files import DamagedFileError, read_torch_file
 
-__all__ = ["LinearHead", "SevenNet"]
+__all__ = ["SevenNet"]
 
 IN_THE_WHEEL = {
     "7net-0": "SEVENNET_0_11Jul2024",
@@ -45,24 +45,6 @@ MOST = {"channel": 1024, "lmax": 8, "lmax_edge": 8, "lmax_node": 8, "num_convolu
 """Of a file from elsewhere: sizes that no network has."""
 
 READOUT = ("reduce_input_to_hidden", "reduce_hidden_to_energy")
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """A readout that is linear, however many matrices it is made of, as :class:`~ubmd.models.base.Layers`."""
-
-    features: Tensor
-    """[n_atoms, n_features] its input."""
-    biases: tuple[float, ...] = (0.0,)
-
-    @property
-    def inputs(self) -> tuple[Tensor]:
-        """The features, by which the output's derivative is taken."""
-        return (self.features,)
-
-    def output_gradients(self) -> list[Tensor]:
-        """Ones [n_atoms, 1]."""
-        return [torch.ones_like(self.features[:, :1])]
 
 
 class SevenNet(nn.Module):

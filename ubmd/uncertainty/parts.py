@@ -24,6 +24,7 @@ from ubmd.imports import locate
 from ubmd.models.chgnet import CHGNet
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
+from ubmd.models.mace import MACE
 from ubmd.models.sevennet import SevenNet
 from ubmd.schema import shown
 from ubmd.uncertainty import (
@@ -49,7 +50,7 @@ _OF_UNCERTAINTY = (
     FullGradients,
 )
 PARTS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, SevenNet, CHGNet, *_OF_UNCERTAINTY)}
+    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, SevenNet, CHGNet, MACE, *_OF_UNCERTAINTY)}
     | {f"ubmd.uncertainty.{part.__name__}": part for part in _OF_UNCERTAINTY}
 )
 """ubmd's own parts, by the names that ``_target_`` knows them by."""
