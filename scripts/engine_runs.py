@@ -163,13 +163,15 @@ def openmm_run(job: Job) -> Outcome:
     integrator = openmm.VerletIntegrator(job.dt * unit.femtosecond)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(atoms.positions * unit.angstrom)
-    context.setVelocities(atoms.get_velocities() * (1e3 * units.fs) * unit.angstrom / unit.picosecond)
 
     def energy(found: Any) -> float:
         return KJ_PER_MOL * found.value_in_unit(unit.kilojoule_per_mole)
 
     state = context.getState(getEnergy=True, getForces=True)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.angstrom) * KJ_PER_MOL
+    # its leapfrog wants those of half a step before
+    velocities = atoms.get_velocities() - 0.5 * job.dt * units.fs * forces / atoms.get_masses()[:, None]
+    context.setVelocities(velocities * (1e3 * units.fs) * unit.angstrom / unit.picosecond)
     for _ in range(job.steps // EVERY):
         integrator.step(EVERY)
         now = context.getState(getEnergy=True)

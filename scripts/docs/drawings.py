@@ -5,7 +5,7 @@ from __future__ import annotations
 ROOMS = (
     ("testing", "the contracts as tests, for packages outside"),
     ("cli", "words of the command line to a checked configuration"),
-    ("commands", "learn, train, evaluate, md, label, serve, export, compare, check: configuration to objects"),
+    ("commands", "learn, train, evaluate, md, label, serve, export, compare and more: configuration to objects"),
     ("rounds", "the loop, one round, one fit"),
     ("analysis", "numbers, tables, figures, the report"),
     ("interfaces", "ASE calculator"),

@@ -239,7 +239,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | s
     """The checked configuration of a command, for notebooks and tests; nothing is written.
 
     Args:
-        config_name: the command: ``learn``, ``train``, ``evaluate``, ``md``, ``label``, ``serve`` or ``export``.
+        config_name: the command: ``learn``, ``train``, ``evaluate``, ``md`` or another one that takes overrides.
         overrides: what would follow it on the command line, one string each: ``["experiment=ala2_demo", "seed=1"]``.
         folder: the run's, ``paths.run``; by default the one that the command line would use.
 

@@ -75,6 +75,16 @@ _COMMANDS = (
         ),
     ),
     Command(
+        "committee",
+        "trained potentials as one, with the uncertainty of an ensemble; nothing is trained",
+        "ubmd.commands.committee:committee",
+        (
+            "ubmd committee members=[A/model.ckpt,B/model.ckpt] labelled=held_out.extxyz",
+            "ubmd committee members=[A/model.ckpt,B/model.ckpt] labelled=held_out.extxyz shift=true",
+            "ubmd committee members=[A/model.ckpt,B/model.ckpt,C/model.ckpt]",
+        ),
+    ),
+    Command(
         "label",
         "energies, forces and stress of structures by a reference method",
         "ubmd.commands.label:label",

@@ -54,7 +54,7 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
     for override in overrides:
         group = override.key_or_group
         options = hydra.config_loader.get_group_options(group, config_name=command.config_name, overrides=lines)
-        if not options and group in base and base[group] is None and group != "hydra":
+        if not options and group in base and base[group] is None and group not in {*KEYS, "hydra"}:
             raise InputError(f"there are no options for {group}; leave {override.input_line} out")
         value = override.value()
         known = group.split("/")[0] in {*base, "hydra"}

@@ -29,6 +29,7 @@ The rest is optional:
 ``portable``                       arguments of the constructor that a potential's file has in place of those given,
                                    such as the sizes of a network in place of the file that it came from
 ``sizeless = False``               it cannot be made on torch's ``meta`` device
+``trainable = False``              no fit changes it
 ``fit_scale_shift(...)``           atomic energies of its own, see :mod:`ubmd.models.scale_shift`, which other
                                    models are given from outside
 ``repulsion``                      a module such as :class:`~ubmd.models.zbl.ZBL`, called with a batch for energies of

@@ -109,6 +109,11 @@ class PotentialModule(LightningModule):
         atomic_energies: Mapping[str, float] | None = None,
     ):
         super().__init__()
+        if not getattr(model, "trainable", True):
+            raise InputError(
+                f"model: a {type(model).__name__} is made of potentials that are trained already, which no fit "
+                "changes; train its members one by one (ubmd train -m seed=0,1,2) and join them with `ubmd committee`"
+            )
         if not 0 <= sam_radius <= 100:
             raise InputError(f"training.sam_radius={sam_radius} must be a number from 0, which is off, to 100")
         if sam_radius and n_members(model) > 1:

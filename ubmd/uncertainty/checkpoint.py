@@ -17,6 +17,7 @@ from ubmd.data.batch import collate
 from ubmd.errors import InputError
 from ubmd.files import save_tensors
 from ubmd.imports import options_of
+from ubmd.models.ensemble import MOST_MEMBERS
 from ubmd.models.potential import Potential
 from ubmd.models.readout import with_silu_scale
 from ubmd.models.scale_shift import make_model, worn
@@ -26,12 +27,12 @@ from ubmd.torch_files import DamagedFileError, read_torch_file
 from ubmd.uncertainty.parts import allowed_names, check_allowed, find_part, foreign_parts, nodes
 from ubmd.uncertainty.potential import UncertainPotential
 
-__all__ = ["load_potential", "save_potential"]
+__all__ = ["load_potential", "read_configs", "save_potential"]
 
 FORMAT = 1
 
-_STACKS = ("", "stack.", "stack.network.")
-"""Where in a model the species, atomic energies and their unit are: of one model, or of an ensemble."""
+_PLACES = ("", "stack.", "stack.network.", *(f"members.{place}." for place in range(MOST_MEMBERS)))
+"""Where in a model the species, atomic energies and their unit are: of one model, of an ensemble or of a committee."""
 
 Find = Callable[[Any], type[nn.Module]]
 
@@ -106,6 +107,16 @@ def load_potential(
         reason = shown(str(error), 200)
         raise InputError(f"{path} holds parts that do not fit together ({reason}); write it anew") from error
     return trained.to(device)
+
+
+def read_configs(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What builds the model and the uncertainty of a potential that :func:`load_potential` reads; not checked.
+
+    Raises:
+        InputError: if the file is missing or is no potential.
+    """
+    content = _read(Path(path))
+    return content["model"], content["uncertainty"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -192,11 +203,17 @@ def _build(config: Any, where: str, find: Find, **given: Any) -> Any:
         wrong = mismatch(value, hints[key], f"{where}.{key}", ours=ours) if key in hints else None
         if wrong is not None:
             raise InputError(wrong)
-        nested = isinstance(value, Mapping) and "_target_" in value
-        arguments[key] = _build(value, f"{where}.{key}", find) if nested else value
+        arguments[key] = _parts(value, f"{where}.{key}", find)
     if config.get("_partial_") and not given:
         return partial(part, **arguments)
     return part(**arguments, **given)
+
+
+def _parts(value: Any, where: str, find: Find) -> Any:
+    """What a value, or those in a list, describe; what describes nothing stays as it is."""
+    if isinstance(value, list):
+        return [_parts(item, f"{where}[{place}]", find) for place, item in enumerate(value)]
+    return _build(value, where, find) if isinstance(value, Mapping) and "_target_" in value else value
 
 
 def _plain_state(state: Any) -> dict[str, Tensor]:
@@ -220,14 +237,14 @@ def _plain_state(state: Any) -> dict[str, Tensor]:
 
 def _precisions(states: tuple[dict[str, Tensor], ...]) -> set[torch.dtype]:
     """Types of all numbers but the shifts and the scale of SiLU, which are float64 beside weights of any precision."""
-    wide = {f"{place}{name}" for place in _STACKS for name in ("shift", "readout._extra_state")}
+    wide = {f"{place}{name}" for place in _PLACES for name in ("shift", "readout._extra_state")}
     return {v.dtype for state in states for k, v in state.items() if v.is_floating_point() and k not in wide}
 
 
 def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
     """Compares names, shapes and types of tensors with what the parts have."""
     # shifts are float64 beside weights of any precision, but not in files of earlier versions
-    shifts = {f"{place}shift" for place in _STACKS}
+    shifts = {f"{place}shift" for place in _PLACES}
     floating = _precisions(states)
     if floating not in ({torch.float32}, {torch.float64}) or any(
         states[0][name].dtype not in (torch.float32, torch.float64) for name in shifts & states[0].keys()
@@ -253,7 +270,7 @@ def _check_states(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Ten
 def _load(made: tuple[nn.Module, nn.Module], states: tuple[dict[str, Tensor], ...]) -> None:
     model = made[0]
     model_state, uncertainty_state = states
-    for place in _STACKS:
+    for place in _PLACES:
         species, unit = (model_state.get(f"{place}{name}") for name in ("species", "energy_unit"))
         if species is not None and not torch.equal(model.species, species):  # pyright: ignore
             raise InputError("the species of the weights are not those of the model")

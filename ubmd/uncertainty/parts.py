@@ -22,6 +22,7 @@ from torch import nn
 from ubmd.errors import InputError
 from ubmd.imports import locate
 from ubmd.models.chgnet import CHGNet
+from ubmd.models.committee import Committee
 from ubmd.models.ensemble import Ensemble
 from ubmd.models.gmnn import GMNN
 from ubmd.models.mace import MACE
@@ -50,7 +51,10 @@ _OF_UNCERTAINTY = (
     FullGradients,
 )
 PARTS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {f"{part.__module__}.{part.__name__}": part for part in (GMNN, Ensemble, SevenNet, CHGNet, MACE, *_OF_UNCERTAINTY)}
+    {
+        f"{part.__module__}.{part.__name__}": part
+        for part in (GMNN, Ensemble, Committee, SevenNet, CHGNet, MACE, *_OF_UNCERTAINTY)
+    }
     | {f"ubmd.uncertainty.{part.__name__}": part for part in _OF_UNCERTAINTY}
 )
 """ubmd's own parts, by the names that ``_target_`` knows them by."""
