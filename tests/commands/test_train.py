@@ -269,14 +269,16 @@ def test_fine_tuning(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for atoms in shifted:
         atoms.info["REF_energy"] += 100.0 * len(atoms)  # another zero of energy
     write_structures("shifted.extxyz", shifted)
-    still = [f"training.learning_rates.{k}=0" for k in ("readout", "representation", "shift", "scale")]
-    for name, options in {"still": [f"training.start='{start}'", *still], "scratch": []}.items():
+    still = ["training=frozen", f"training.start='{start}'"]
+    for name, options in {"still": still, "scratch": []}.items():
         assert train(*options, f"paths.root={name}", epochs=1, data="shifted.extxyz") == 0
     before = metrics_of(start.parent)["valid"]
     found = {name: metrics_of(only(Path(name) / "train"))["valid"] for name in ("still", "scratch")}
     assert found["still"]["force_rmse_ev_per_ang"] == pytest.approx(before["force_rmse_ev_per_ang"], rel=1e-4)
     assert found["still"]["energy_rmse_mev_per_atom"] < 1.2 * before["energy_rmse_mev_per_atom"]
     assert found["still"]["force_rmse_ev_per_ang"] < found["scratch"]["force_rmse_ev_per_ang"]
+    states = [load_potential(path).model.state_dict() for path in (start, only(Path("still") / "train") / "model.ckpt")]
+    assert {key for key in states[0] if not torch.equal(states[0][key], states[1][key])} == {"shift"}
     capsys.readouterr()
     assert train(f"training.start='{start}'", "species=[Cu,Ag,Au]") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -385,6 +385,15 @@ def test_very_many_members(tmp_path: Path) -> None:
         load_potential(path)
 
 
+def test_sizes_of_members(tmp_path: Path) -> None:
+    member = {k: v for k, v in MODEL.items() if k != "species"} | {"_partial_": True, "hidden": [16384, 16384]}
+    committee = {"_target_": "ubmd.models.committee.Committee", "species": ["H"], "members": [member, member]}
+    parts = {"model": committee, "uncertainty": {"_target_": "ubmd.uncertainty.EnsembleUncertainty", "_partial_": True}}
+    path = changed(tmp_path / "model.ckpt", lambda content: content.update(parts))
+    with pytest.raises(InputError, match=r"is (missing|unknown)"):
+        load_potential(path)
+
+
 def test_a_list_within_itself(tmp_path: Path) -> None:
     endless: list[Any] = []
     endless.append(endless)

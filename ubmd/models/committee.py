@@ -31,7 +31,6 @@ class Committee(nn.Module):
     """
 
     trainable = False
-    sizeless = False
 
     def __init__(self, species: Sequence[str], members: Sequence[Callable[..., nn.Module]]):
         super().__init__()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from ase import Atoms
@@ -95,7 +95,8 @@ def load_potential(
             raise InputError("it was changed after it was written")
         states = (_of_earlier_versions(content["model"], states[0]), states[1])
         # what others do when they are built may need numbers
-        if not foreign and getattr(find(content["model"]["_target_"]), "sizeless", True):
+        kinds = [find(node["_target_"]) for node in nodes(content["model"]) if _is_part(node)]
+        if not foreign and all(getattr(kind, "sizeless", True) for kind in kinds):
             with torch.device("meta"):  # sizes without memory
                 _check_states(_made(content, find), states)
         made = _made(content, find)
@@ -165,7 +166,7 @@ def _check_config(config: object, path: Path, names: Sequence[str]) -> None:
     except InputError as error:
         raise InputError(f"{path} holds a potential of which {error}; do not trust it") from error
     for node in found:
-        if isinstance(node, Mapping) and "_target_" in node:
+        if _is_part(node):
             check_allowed(node["_target_"], names, str(path))
         elif isinstance(node, str) and "${" in node:
             # whoever resolves it could make a target of a text
@@ -213,7 +214,11 @@ def _parts(value: Any, where: str, find: Find) -> Any:
     """What a value, or those in a list, describe; what describes nothing stays as it is."""
     if isinstance(value, list):
         return [_parts(item, f"{where}[{place}]", find) for place, item in enumerate(value)]
-    return _build(value, where, find) if isinstance(value, Mapping) and "_target_" in value else value
+    return _build(value, where, find) if _is_part(value) else value
+
+
+def _is_part(node: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(node, Mapping) and "_target_" in node
 
 
 def _plain_state(state: Any) -> dict[str, Tensor]:
