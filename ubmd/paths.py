@@ -16,6 +16,15 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no configurations at {package / 'conf'}; reinstall ubmd")
 
 
+def own_config_dir() -> Path | None:
+    """``conf`` of the working directory, whose configurations can be chosen but take the place of no others.
+
+    None if it is not there, or holds the main configurations of a package as this one is.
+    """
+    folder = Path("conf").absolute()
+    return folder if folder.is_dir() and not (folder / "learn.yaml").exists() else None
+
+
 def import_from_here() -> None:
     """Modules in the working directory can be imported, as with ``python -m``, but take the place of no others."""
     try:

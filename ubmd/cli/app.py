@@ -43,7 +43,7 @@ from ubmd.errors import InputError
 
 @contextmanager
 def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
-    """Hydra over ubmd's configurations, preceded by those of `config_dir`."""
+    """Hydra over ubmd's configurations, those of `config_dir` before and those of the working directory behind them."""
     version.setbase("1.3")
     paths.import_from_here()
     search_path = create_config_search_path(str(paths.config_dir()))
@@ -52,6 +52,8 @@ def open_hydra(config_dir: Path | str | None = None) -> Iterator[Hydra]:
         if not folder.is_dir():
             raise InputError(f"--config-dir {config_dir} is not a folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="main"))
+    if (here := paths.own_config_dir()) is not None:
+        search_path.prepend("here", f"file://{here}", SearchPathQuery(provider="schema"))  # which has to be the last
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("ubmd", search_path)

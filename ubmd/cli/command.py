@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from ubmd.errors import InputError
 
-__all__ = ["CHECK", "COMMANDS", "COMPARE", "FIGURES", "REPORT", "SUMMARIES", "Command", "find"]
+__all__ = ["CHECK", "COMMANDS", "COMPARE", "FIGURES", "INIT", "REPORT", "SUMMARIES", "Command", "find"]
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,13 @@ REPORT = "report"
 """:mod:`ubmd.commands.report`, likewise."""
 CHECK = "check"
 """And another one: :mod:`ubmd.commands.check`."""
+INIT = "init"
+""":mod:`ubmd.cli.init`, which writes one."""
 SUMMARIES = {command.name: command.summary for command in _COMMANDS} | {
     COMPARE: "finished runs side by side: tables and learning curves, mean and deviation over seeds",
     FIGURES: "the figures and tables of the paper, from finished runs",
     REPORT: "a run on one page, report.html; written at the end of `ubmd learn` as well",
+    INIT: "an experiment of your own to start from: a molecule, a crystal or a data set",
     CHECK: "whether the files of run folders are what was written",
 }
 

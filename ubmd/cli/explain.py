@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +25,37 @@ if TYPE_CHECKING:
     from ubmd.cli.command import Command
 
 
+log = logging.getLogger(__name__)
+
+
 def offered(hydra: Hydra, command: Command, group: str) -> list[str]:
     """The options of a group that a command can take: all, but those that set what the command does not have."""
     options = hydra.config_loader.get_group_options(group)
     base = config.base_keys(command.config_name).keys()
-    return [name for name in options if _sets(paths.config_dir() / group, name) <= base]
+    return [name for name in options if _sets(hydra, group, name) <= base]
 
 
-def _sets(folder: Path, name: str) -> set[str]:
-    """Top-level keys and groups that ubmd's own option with a global package sets, with those of its bases."""
-    file = folder / f"{name}.yaml"
-    if not file.exists() or not file.read_text(encoding="utf-8").startswith("# @package _global_"):
+def file_of(hydra: Hydra, name: str) -> Path | None:
+    """The file of a configuration, ``bias/uncertainty`` or ``learn``; None if there is none."""
+    files = (Path(s.path) / f"{name}.yaml" for s in hydra.config_loader.get_sources() if s.scheme() == "file")
+    return next((file for file in files if file.is_file()), None)
+
+
+def _sets(hydra: Hydra, group: str, name: str) -> set[str]:
+    """Top-level keys and groups that an option with a global package sets, with those of its bases."""
+    file = file_of(hydra, f"{group}/{name}")
+    if file is None or not file.read_text(encoding="utf-8").startswith("# @package _global_"):
         return set()
     raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    assert isinstance(raw, dict)
+    if not isinstance(raw, dict):
+        return set()
     params = ((raw.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
     found = {str(key).split(".")[0] for key in (*raw, *params)} - {"defaults"}
     for entry in raw.get("defaults", []):
         if isinstance(entry, dict):
             found |= {str(key).removeprefix("override /").split("/")[0] for key in entry}
         elif entry != "_self_":
-            found |= _sets(folder, entry)
+            found |= _sets(hydra, group, str(entry))
     return found
 
 
@@ -60,7 +72,7 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
         known = group.split("/")[0] in {*base, "hydra"}
         for name in value if isinstance(value, list) else [value]:
             option = str(name).removesuffix(".yaml")
-            lacking = sorted(_sets(paths.config_dir() / group, option) - base.keys())
+            lacking = sorted(_sets(hydra, group, option) - base.keys())
             if lacking:
                 hint = config.suggestion(lacking[0], base.keys() - {"hydra"})
                 raise InputError(
@@ -72,11 +84,20 @@ def check_groups(hydra: Hydra, command: Command, overrides: Sequence[Override]) 
                 raise InputError(f"{group}=null is not possible; choose one of {', '.join(sorted(options))}")
             if name is None:
                 raise InputError(f"{group}=null is not possible; write ~{group} for none of {group}")
+            own, taken = paths.own_config_dir(), file_of(hydra, f"{group}/{option}")
+            if own is not None and (mine := own / group / f"{option}.yaml").exists() and mine != taken:
+                _tell_unused(f"{group}={option}", mine)
             if option not in options:
                 hint = config.suggestion(option, options)
                 if group == "hydra/launcher":
                     hint += "; joblib and submitit come with pip install 'ubmd[sweep]'"
                 raise InputError(f"{group}={name} is not one of the options of {group}; {hint}")
+
+
+@cache
+def _tell_unused(choice: str, file: Path) -> None:
+    """Says, once, that another configuration has the name of one in the working directory."""
+    log.warning("%s is ubmd's own, or that of --config-dir, and not %s; give that another name", choice, file)
 
 
 def loaded(hydra: Hydra, command: Command, overrides: Sequence[Override]) -> DictConfig:

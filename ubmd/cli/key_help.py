@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
@@ -17,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ubmd import config
 from ubmd.cli.comments import Comments, comments_of, parameter_doc
-from ubmd.cli.explain import loaded, offered, unknown_key
+from ubmd.cli.explain import file_of, loaded, offered, unknown_key
 from ubmd.errors import InputError
 from ubmd.imports import locate, options_of
 from ubmd.schema import KEYS, described, hints_of, shown
@@ -88,11 +87,8 @@ class _Composed:
 
     def comments(self, name: str) -> Comments:
         """Those of the file of a group and option, or of a command; none if it is not a file."""
-        for source in self.hydra.config_loader.get_sources():
-            file = Path(source.path) / f"{name}.yaml"
-            if source.scheme() == "file" and file.is_file():
-                return comments_of(file.read_text(encoding="utf-8"))
-        return Comments()
+        file = file_of(self.hydra, name)
+        return Comments() if file is None else comments_of(file.read_text(encoding="utf-8"))
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, with its references; ``_NOTHING`` if there is none."""

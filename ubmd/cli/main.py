@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ubmd import earlier, interruption, secrecy
 from ubmd.arguments import Parser, quoted
-from ubmd.cli.command import CHECK, COMPARE, FIGURES, REPORT, SUMMARIES, Command, find
+from ubmd.cli.command import CHECK, COMPARE, FIGURES, INIT, REPORT, SUMMARIES, Command, find
 from ubmd.errors import InputError, system_refusal
 from ubmd.version import __version__
 
@@ -62,6 +62,10 @@ def _run(argv: Sequence[str]) -> int:
 
         print(shell_completion(" ".join(argv[1:]), os.environ), end="")
         return 0
+    if argv[0] == INIT:
+        from ubmd.cli.init import init
+
+        return init(argv[1:])
     if argv[0] == COMPARE:
         from ubmd.commands.compare import compare
 
