@@ -22,7 +22,12 @@ from ubmd.uncertainty import EnsembleUncertainty
 
 SMALL = partial(GMNN, cutoff=4.0, n_basis=3, n_gauss=5, hidden=(10, 8))
 WIDER = partial(GMNN, cutoff=4.5, n_basis=2, n_gauss=6, hidden=(12,))
-KINDS = {"pair vectors": (SMALL, WIDER), "mixed": (SMALL, MessagePassing, WIDER)}
+REPELLED = partial(SMALL, repulsion="zbl")
+KINDS = {
+    "pair vectors": (SMALL, WIDER),
+    "mixed": (SMALL, MessagePassing, WIDER),
+    "repelled": (REPELLED, partial(WIDER, repulsion="zbl")),
+}
 
 
 def committee(kind: str) -> Committee:
@@ -82,5 +87,9 @@ def test_what_cannot_be() -> None:
     ensemble = partial(Ensemble, member=SMALL)
     with pytest.raises(InputError, match="member 1 of a committee is a Ensemble; give its members"):
         Committee.of([make_model(make, species=["H"]) for make in (SMALL, ensemble)])
+    with pytest.raises(InputError, match="the same repulsion or none"):
+        Committee(contract.SPECIES, [REPELLED, SMALL])
+    with pytest.raises(InputError, match="the same repulsion or none"):
+        Committee(contract.SPECIES, [REPELLED, partial(REPELLED, repulsion_cutoff=0.6)])
     with pytest.raises(InputError, match="no fit changes; train its members one by one"):
         PotentialModule(committee("mixed"))

@@ -27,7 +27,8 @@ class Committee(nn.Module):
         members: make the models.
 
     Raises:
-        InputError: for fewer than two members or very many, and for a member that is an ensemble itself.
+        InputError: for fewer than two members or very many, for a member that is an ensemble itself, and for members
+            with different repulsions.
     """
 
     trainable = False
@@ -53,9 +54,18 @@ class Committee(nn.Module):
                 raise InputError(
                     f"member {place} of a committee is a {type(member).__name__}; give its members instead"
                 )
+        if not all(_same(self.repulsion, getattr(member, "repulsion", None)) for member in self.members):
+            raise InputError(
+                "members of a committee must all have the same repulsion or none; train them with the same"
+            )
         self.n_members = len(self.members)
         self.cutoff = max(float(member.cutoff) for member in self.members)  # pyright: ignore[reportArgumentType]
         self.by_pair_vectors = all(by_pair_vectors(member) for member in self.members)
+
+    @property
+    def repulsion(self) -> nn.Module | None:
+        """That of all members, see :class:`~ubmd.models.zbl.ZBL`."""
+        return getattr(self.members[0], "repulsion", None)
 
     @property
     def species(self) -> Tensor:
@@ -88,3 +98,13 @@ class Committee(nn.Module):
             InputError: always.
         """
         raise InputError("the members of a committee are trained already; fit each of them by itself")
+
+
+def _same(first: nn.Module | None, other: nn.Module | None) -> bool:
+    """Whether two repulsions are the same; without values nothing can be compared."""
+    if first is None or other is None:
+        return first is other
+    ours, theirs = (dict([*part.named_parameters(), *part.named_buffers()]) for part in (first, other))
+    return type(first) is type(other) and all(
+        name in theirs and (value.is_meta or torch.equal(value, theirs[name])) for name, value in ours.items()
+    )
