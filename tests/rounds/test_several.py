@@ -33,7 +33,7 @@ TINY = [
     *("size=small", "model.n_basis=2", "model.n_gauss=4", "model.hidden=[8,8]"),
     *("uncertainty.features.n_projections=16", "model.cutoff=4.0", "training.loss.stress=0.01"),
     *("trainer.accelerator=cpu", "trainer.max_epochs=-1", "trainer.max_steps=10", "trainer.check_val_every_n_epoch=2"),
-    *("system.n_initial=4", "system.displacement=0.05", "system.strain=0.02", "data.validation_fraction=0.3"),
+    *("system.n_initial=4", "system.normal_modes=600", "system.strain=0.02", "data.validation_fraction=0.3"),
     *("learning.batch_size=6", "learning.max_structures=28", "learning.max_rounds=2", "labelling.max_force=1000"),
     *("dynamics.n_walkers=5", "+system.weights.water=3", "+dynamics@system.dynamics.copper=npt"),
     *("system.dynamics.copper.n_walkers=2", "bias=stress", "bias.window=5"),

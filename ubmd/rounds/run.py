@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
 
 from ubmd.callbacks.acquire import label_with_progress
 from ubmd.data.datamodule import GrowingDataModule
@@ -135,7 +138,7 @@ def label_initial(run: Run) -> None:
     """Labels the structures that the first round trains on, as far as they have no labels."""
     if run.store.structures(0):
         return
-    structures = run.systems.initial_structures(run.seed, run.reference.reads)
+    structures = run.systems.initial_structures(run.seed, run.reference.reads, partial(_forces, run))
     unknown = [a for a in structures if not is_labelled(a)]
     for atoms in unknown:
         # files hold all digits, but labels of earlier versions belong to structures of as many
@@ -167,6 +170,25 @@ def label_initial(run: Run) -> None:
                 "structure and labelling.max_force, or leave the system out"
             )
     run.store.add_initial(labelled)
+
+
+def _forces(run: Run, moved: Sequence[Atoms]) -> list[NDArray[np.float64]]:
+    """Forces of structures that are displaced for a Hessian; all of them are needed."""
+    report = label_with_progress(
+        list(moved),
+        run.reference,
+        run.labels,
+        executor=run.executor,
+        max_force=None,
+        progress=run.progress,
+        title="normal modes",
+    )
+    if report.failed:
+        raise InputError(
+            f"system.normal_modes: {len(report.failed)} of {len(moved)} displaced structures could not be labelled "
+            f"({report.failed[0][1]}); check the reference and the structure, or use system.normal_modes=null"
+        )
+    return [atoms.arrays["REF_forces"] for atoms in report.labelled]
 
 
 def _compare_given(run: Run, given: list[Atoms]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
+from numpy.typing import NDArray
 
 from ubmd.data.io import read_structures
 from ubmd.data.labels import SYSTEM
@@ -21,6 +22,7 @@ from ubmd.errors import InputError
 from ubmd.observables.base import CollectiveVariable
 from ubmd.observables.states import States
 from ubmd.seeding import Stage, stage_rng, stage_seed
+from ubmd.systems.normal_modes import LabelForces
 from ubmd.systems.relaxation import Relaxation
 from ubmd.systems.system import System
 
@@ -49,6 +51,7 @@ class Systems:
         n_initial: structures that each of ``structures`` starts from, see :class:`~ubmd.systems.system.System`.
         displacement: half-width of the perturbation of each coordinate, Å.
         strain: half-width of the perturbation of crystals' cells.
+        normal_modes: temperature of displacements along modes instead, see :class:`~ubmd.systems.system.System`.
 
     Raises:
         InputError: for names that are none or taken twice, for structures that are no system, and for options of what
@@ -65,6 +68,7 @@ class Systems:
     n_initial: int | None = None
     displacement: float = 0.02
     strain: float = 0.0
+    normal_modes: float | None = None
 
     def __post_init__(self) -> None:
         found = {name: self._part(name, frames) for name, frames in _by_name(self.structures).items()}
@@ -124,17 +128,25 @@ class Systems:
         """The root seed of a system in a run of a root seed: its own, whatever other systems there are."""
         return stage_seed(seed, 0, Stage.SYSTEM, zlib.crc32(name.encode())) if name else seed
 
-    def initial_structures(self, seed: int, reads: Collection[str] = ()) -> list[Atoms]:
+    def initial_structures(
+        self, seed: int, reads: Collection[str] = (), forces: LabelForces | None = None
+    ) -> list[Atoms]:
         """The structures that a run starts from, system by system; ``info`` says whose they are.
 
         Args:
             seed: root seed of the run.
             reads: names of what a reference reads of a structure besides the usual.
+            forces: by the reference, which normal modes need.
         """
         out = []
         for name, system in self.parts.items():
-            found = system.initial_structures(stage_rng(self.seed(name, seed), 0, Stage.PERTURB), reads)
-            out += of_system(name, found)
+
+            def named(moved: Sequence[Atoms], name: str = name) -> list[NDArray[np.float64]]:
+                assert forces is not None
+                return forces(of_system(name, moved))
+
+            rng = stage_rng(self.seed(name, seed), 0, Stage.PERTURB)
+            out += of_system(name, system.initial_structures(rng, reads, named))
         return out
 
     def name_of(self, atoms: Atoms) -> str | None:
@@ -176,6 +188,7 @@ class Systems:
                 n_initial=self.n_initial,
                 displacement=self.displacement,
                 strain=self.strain if frames[0].pbc.all() else 0.0,
+                normal_modes=self.normal_modes if len(frames) == 1 else None,
             )
         except InputError as error:
             raise InputError(f"system.structures: {name}: {error}") from error

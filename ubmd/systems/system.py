@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 
 from ubmd.data.electronic import charge_and_unpaired
 from ubmd.data.elements import species_numbers
-from ubmd.data.inherit import fixed_atoms
+from ubmd.data.inherit import descendant, fixed_atoms
 from ubmd.data.io import check_species, check_structure, read_structures
 from ubmd.data.perturb import check_displacement, perturb
 from ubmd.errors import InputError
@@ -22,9 +22,13 @@ from ubmd.observables.base import CollectiveVariable, values_of
 from ubmd.observables.cell import Volume
 from ubmd.observables.states import States, check_states
 from ubmd.systems.conformers import conformers
+from ubmd.systems.normal_modes import LabelForces, displaced, normal_modes
 from ubmd.systems.relaxation import Relaxation
 
 __all__ = ["System"]
+
+HOTTEST = 10_000.0
+"""K; bonds are gone long before."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class System:
         strain: half-width of the perturbation of the cell (Eqs. 33, 34); 0 keeps it.
         smiles: a molecule instead of ``structure``. Its conformers (:func:`~ubmd.systems.conformers.conformers`) are
             perturbed in turn, those of the lowest energies if there are more of them than structures to start from.
+        normal_modes: temperature, K, of displacements along the modes of the structure in place of ``displacement``
+            (:mod:`ubmd.systems.normal_modes`); a Hessian takes six labels for each atom, and each conformer or cell has
+            its own. None: uniform displacements.
         strain_grid: relative changes of a crystal's three lengths, such as -0.04, 0.0 and 0.04: ``structure`` is
             perturbed in each of these cells in turn.
 
@@ -69,6 +76,7 @@ class System:
     strain: float = 0.0
     smiles: str | None = None
     strain_grid: Sequence[float] | None = None
+    normal_modes: float | None = None
 
     def __post_init__(self) -> None:
         self._check_origin()
@@ -88,6 +96,15 @@ class System:
                 f"system.n_initial={self.n_initial} leaves nothing to train on or to calibrate with; use at least 2"
             )
         check_displacement(self.displacement)
+        if self.normal_modes is not None and not 0 < self.normal_modes <= HOTTEST:
+            raise InputError(
+                f"system.normal_modes={self.normal_modes} must be a temperature above 0, up to {HOTTEST:g} K, or null"
+            )
+        if self.normal_modes is not None and self.initial is not None:
+            raise InputError(
+                f"system.normal_modes={self.normal_modes:g} makes the structures to start from, and system.initial is "
+                "given too; leave one of them out (null)"
+            )
         if not 0 <= self.strain < 1 / 6:  # the eigenvalues of I + 2 eps stay positive for entries of eps below 1/6
             raise InputError(f"strain={self.strain} must be at least 0 and below 1/6; use a small number such as 0.02")
         for name in ("max_volume", "strain", "strain_grid"):
@@ -132,19 +149,39 @@ class System:
             return self.n_initial or max(8, len(self.strain_grid or ()))
         return min(self.n_initial or len(self.given), len(self.given))
 
-    def initial_structures(self, rng: np.random.Generator, reads: Collection[str] = ()) -> list[Atoms]:
+    def initial_structures(
+        self, rng: np.random.Generator, reads: Collection[str] = (), forces: LabelForces | None = None
+    ) -> list[Atoms]:
         """The structures that a run starts from: of ``initial`` in random order, or perturbed ones.
 
         Args:
             rng: the random stream.
             reads: names of what a reference reads of a structure besides the usual, for perturbed ones to have.
+            forces: by the reference, which ``normal_modes`` needs.
         """
         if self.initial is not None:
             # in the order of a file, the first walkers might all start from its smallest cells
             return [self.given[i].copy() for i in rng.permutation(len(self.given))[: self.n_start]]
-        amount = {"displacement": self.displacement, "strain": self.strain}
-        starts = islice(cycle(self.starts), self.n_start)
-        return [copy for atoms in starts for copy in perturb(atoms, 1, **amount, rng=rng, reads=reads)]
+        starts = self.starts[: self.n_start]
+        moved = islice(cycle(starts), self.n_start)
+        if self.normal_modes is None:
+            displacement = self.displacement
+        else:
+            moved, displacement = self._along_modes(starts, rng, reads, forces), 0.0
+        amount = {"displacement": displacement, "strain": self.strain}
+        return [copy for atoms in moved for copy in perturb(atoms, 1, **amount, rng=rng, reads=reads)]
+
+    def _along_modes(
+        self, starts: Sequence[Atoms], rng: np.random.Generator, reads: Collection[str], forces: LabelForces | None
+    ) -> Iterator[Atoms]:
+        """Structures in turn, each displaced along its modes."""
+        assert self.normal_modes is not None
+        assert forces is not None, "normal modes need forces"
+        modes = [normal_modes(atoms, forces(displaced(atoms, reads))) for atoms in starts]
+        for atoms, own in islice(cycle(zip(starts, modes, strict=True)), self.n_start):
+            copy = descendant(atoms, reads)
+            copy.positions += own.displacement(self.normal_modes, rng)
+            yield copy
 
     @property
     def starts(self) -> list[Atoms]:
