@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
 from ubmd.data.datamodule import GrowingDataModule
@@ -16,10 +16,12 @@ from ubmd.data.io import write_structures
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, UnfinishedError
+from ubmd.reference.by_system import BySystem
 from ubmd.reference.executors import Serial
 from ubmd.reference.store import LabelStore
 from ubmd.seeding import Stage, stage_rng
 from ubmd.systems.sampling import cached_test_set, sample_perturbed
+from ubmd.systems.several import Systems
 from ubmd.systems.system import System
 
 NODE = {"_target_": "ase.calculators.emt.EMT"}
@@ -121,3 +123,39 @@ def test_bad_input(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match=r"none of the 7 test structures could be labelled \(force of"):
         sample(tmp_path, max_force=1e-9)()
+
+
+def several(**parts: Atoms) -> Systems:
+    return Systems({"copper": bulk("Cu", cubic=True), **parts}, strain=0.02)
+
+
+def test_a_set_of_each_of_several_systems(tmp_path: Path) -> None:
+    """Frames say whose they are, and those of a system are the same whatever other systems there are."""
+    water = molecule("H2O")
+    found = cached_test_set(tmp_path / "both.extxyz", sample(tmp_path, structures=several(water=water)))
+    assert [atoms.info["system"] for atoms in found] == ["copper"] * 7 + ["water"] * 7
+    assert len({atoms.positions.tobytes() for atoms in found}) == 14
+    for atoms in found[7:]:
+        assert 0 < np.abs(atoms.positions - water.positions).max() <= 0.02
+        assert not atoms.cell.any()
+    alone = cached_test_set(tmp_path / "one.extxyz", sample(tmp_path, structures=several()))
+    for a, b in zip(found[:7], alone, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+        assert abs(a.get_volume() / bulk("Cu", cubic=True).get_volume() - 1) > 1e-4
+    Counting.n = 0
+    cached_test_set(tmp_path / "both.extxyz", sample(tmp_path, structures=several(water=water)))
+    assert not Counting.n
+    cached_test_set(tmp_path / "both.extxyz", sample(tmp_path, structures=several(water=molecule("NH3"))))
+    assert Counting.n == 7  # the others were kept
+
+
+def test_of_several_systems_each_by_its_own_reference(tmp_path: Path) -> None:
+    systems, emt = several(water=molecule("H2O")), ASEReference(NODE)
+    other = ASEReference({"_target_": "ase.calculators.lj.LennardJones", "epsilon": 0.01})
+    given = sample(tmp_path, structures=systems, reference=BySystem({"copper": emt, "water": other}))
+    found = cached_test_set(tmp_path / "test.extxyz", given)
+    for atoms, reference in ((found[0], emt), (found[-1], other)):
+        assert atoms.info["REF_energy"] == pytest.approx(reference.compute(atoms).energy)
+    lacking = sample(tmp_path, structures=systems, reference=BySystem({"copper": emt}))
+    with pytest.raises(InputError, match=r"data\.test: of the system water: .*system=water"):
+        cached_test_set(tmp_path / "test.extxyz", lacking)

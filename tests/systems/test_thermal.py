@@ -14,6 +14,7 @@ from ase.constraints import FixAtoms
 
 from ubmd.cli.app import compose
 from ubmd.config import build
+from ubmd.data.io import write_structures
 from ubmd.errors import InputError
 from ubmd.reference.base import Label, Reference, ReferenceError
 from ubmd.systems.sampling import cached_test_set, sample_perturbed
@@ -139,3 +140,14 @@ def test_any_run_may_have_a_test_set(tmp_path: Path, kind: str, monkeypatch: pyt
     found = build(cfg, "data", cutoff=4.0, species=["Cu"]).test_structures
     assert len(found) == 4
     assert all("REF_stress" in atoms.info and len(atoms) == 32 for atoms in found)
+
+
+def test_a_test_set_of_several_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UBMD_CACHE", str(tmp_path / "cache"))
+    write_structures(tmp_path / "water.xyz", [molecule("H2O")])
+    write_structures(tmp_path / "copper.xyz", [bulk("Cu")])
+    files = f"system.structures=[{tmp_path}/water.xyz,{tmp_path}/copper.xyz]"
+    small = [f"data.test.sample.{key}" for key in ("n_structures=4", "steps=4", "trajectories=2")]
+    overrides = ["system=several", files, "reference.calculator._target_=ase.calculators.emt.EMT", *small]
+    found = build(compose("learn", [*overrides, "data/test=dynamics"]), "data", cutoff=4.0, species=["H", "O", "Cu"])
+    assert [atoms.info["system"] for atoms in found.test_structures] == ["water"] * 4 + ["copper"] * 4

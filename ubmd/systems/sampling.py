@@ -32,11 +32,15 @@ from ubmd.reference.identity import code_of, described, versions_of
 from ubmd.reference.labelling import LabelReport, label_structures, with_label
 from ubmd.reference.openmm_system import build_system, reference_context
 from ubmd.reference.store import LabelStore
+from ubmd.systems.several import Systems, of_system
 from ubmd.systems.system import System
 from ubmd.units import ASE_TIME_PER_FS
 
 PAPER_FRICTION_PER_PS = 0.02 * ASE_TIME_PER_FS * 1e3
 """The paper's Langevin friction, 0.02 inverse ASE time units, in 1/ps."""
+
+Origin = Systems | System | Sequence[Atoms] | Atoms | str
+"""Of test structures: a system or several, structures, or the path of their file."""
 
 _DECIMALS = 8
 """Of a position in Å. Files hold all digits, but labels of earlier versions belong to structures of as many."""
@@ -132,7 +136,7 @@ def sample_ff19sb(
 def sample_perturbed(
     n_structures: int,
     *,
-    structures: System | Sequence[Atoms] | Atoms | str,
+    structures: Origin,
     reference: Reference,
     labels: str | os.PathLike[str],
     displacement: float,
@@ -191,22 +195,22 @@ def sample_perturbed(
     return report.labelled
 
 
-def originals(
-    structures: System | Sequence[Atoms] | Atoms | str, reference: Reference, place: LabelExecutor
-) -> list[Atoms]:
+def originals(structures: Origin, reference: Reference, place: LabelExecutor) -> list[Atoms]:
     """What test structures are made from: those given or of a file, or what a system starts from, relaxed if that is.
 
     Args:
-        structures: one or several, the path of their file, or a system.
+        structures: one or several, the path of their file, or a system, perhaps one of several with a name.
         reference: to relax with.
         place: where labels are computed, which is open.
     """
     if isinstance(structures, str):
         return read_structures(structures)
-    if isinstance(structures, System):
-        if structures.initial is None and structures.relax is not None:
-            structures = replace(structures, structure=structures.relax(structures.atoms, reference, executor=place))
-        return structures.given or structures.starts
+    if isinstance(structures, System | Systems):
+        ((name, system),) = Systems.of(structures).parts.items()
+        if system.initial is None and system.relax is not None:
+            (start,) = of_system(name, [system.atoms.copy()])
+            system = replace(system, structure=system.relax(start, reference, executor=place))
+        return of_system(name, [atoms.copy() for atoms in system.given or system.starts])
     return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
@@ -246,7 +250,8 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
             is a folder, in which other settings have another file.
         sample: a function that samples labelled structures, with all of its arguments. They are recorded,
             defaults included, in the first structure's ``info``: plain JSON types as they are, files by what is in
-            them, references as their fingerprints with versions, structures as digests.
+            them, references as their fingerprints with versions, structures as digests. Of several systems as its
+            ``structures`` it samples each by itself, as many of each, and these state their ``system``.
 
     Returns:
         The same structures whether they were sampled or read.
@@ -264,8 +269,25 @@ def cached_test_set(path: str | os.PathLike[str], sample: partial[list[Atoms]]) 
         return kept
     with interruption.exposed(), locked(path):
         if _kept(path, settings) is None:
-            write_sealed(path, sample(), _RECORD, settings)
+            write_sealed(path, _sampled(sample), _RECORD, settings)
     return read_sealed(path, _RECORD)[0]
+
+
+def _sampled(sample: partial[list[Atoms]]) -> list[Atoms]:
+    """What a function samples; of several systems a set of each, whatever other systems there are."""
+    systems = sample.keywords.get("structures")
+    if not isinstance(systems, Systems):
+        return sample()
+    found: list[Atoms] = []
+    for name, system in systems.parts.items():
+        own = {"structures": systems.only(name), "seed": systems.seed(name, sample.keywords["seed"])}
+        if not system.periodic and "strain" in sample.keywords:
+            own["strain"] = 0.0  # that of the crystals among them
+        try:
+            found += of_system(name, sample(**own))
+        except InputError as error:
+            raise InputError(f"data.test: of the system {name}: {error}") from error
+    return found
 
 
 def _kept(path: Path, settings: dict[str, Plain]) -> list[Atoms] | None:
@@ -339,6 +361,8 @@ def _recorded(value: Any, *, reads: Collection[str]) -> Plain:
     """What stands for an argument that JSON cannot hold."""
     if hasattr(value, "fingerprint"):
         return shared_fingerprint(value)
+    if isinstance(value, Systems):
+        return {name: _recorded(system, reads=reads) for name, system in value.parts.items()}
     if isinstance(value, System):
         kept = None if value.relax is None else [value.relax.fmax, value.relax.max_steps]
         return [kept, *(_recorded(atoms, reads=reads) for atoms in value.given or value.starts)]

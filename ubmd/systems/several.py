@@ -159,6 +159,10 @@ class Systems:
         alike = [name for name, system in self.parts.items() if _composition(system.atoms) == _composition(atoms)]
         return alike[0] if len(alike) == 1 else None
 
+    def only(self, name: str) -> Systems:
+        """One of the systems, with its name."""
+        return Systems(parts={name: self.parts[name]}, species=self.species)
+
     def own(self, name: str, structures: Iterable[Atoms]) -> list[Atoms]:
         """Those of the structures that are a system's."""
         return [atoms for atoms in structures if self.name_of(atoms) == name]

@@ -17,8 +17,7 @@ from ubmd.reference.base import Reference
 from ubmd.reference.executors import LabelExecutor, Serial
 from ubmd.reference.labelling import LabelReport, label_structures
 from ubmd.reference.store import LabelStore
-from ubmd.systems.sampling import check_finished, originals
-from ubmd.systems.system import System
+from ubmd.systems.sampling import Origin, check_finished, originals
 from ubmd.units import ACCELERATION, KB
 
 __all__ = ["sample_dynamics"]
@@ -30,7 +29,7 @@ EQUILIBRATION = 0.2
 def sample_dynamics(
     n_structures: int,
     *,
-    structures: System | Sequence[Atoms] | Atoms | str,
+    structures: Origin,
     reference: Reference,
     labels: str | os.PathLike[str],
     temperature: float,
