@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from ubmd.cli.app import compose
+from ubmd.config import build
+from ubmd.errors import InputError
 from ubmd.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +58,40 @@ def test_the_wheel_finds_its_configurations(unpacked_wheel: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(unpacked_wheel / "ubmd" / "conf")
     assert "name: learn" in done.stdout
+
+
+def test_what_only_some_need_is_an_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", text)[0].lower() for text in requirements}
+
+    extras = {name: names(wanted) for name, wanted in project["optional-dependencies"].items()}
+    assert extras["ff19sb"] == {"openmm", "parmed", "torchmd"}
+    assert not names(project["dependencies"]) & (extras["ff19sb"] | extras["tensorboard"] | extras["mlflow"])
+    assert extras["ff19sb"] | extras["xtb"] | extras["tensorboard"] <= extras["dev"]
+
+
+def test_importing_needs_no_extra() -> None:
+    """Modules import what may not be installed where they use it, or for type checkers alone."""
+    optional = {"openmm", "parmed", "torchmd", "tensorboard", "mlflow"}
+    for file in (ROOT / "ubmd").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            found = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.partition(".")[0] for name in found} & optional, file
+
+
+@pytest.mark.parametrize(("part", "missing"), [("reference", "torchmd"), ("reference", "parmed"), ("system", "openmm")])
+def test_what_to_install_is_said(part: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["parmed; extra == 'dev'"]
+    lines += [f"{name}>=1; extra == 'ff19sb'" for name in ("openmm", "parmed", "torchmd")]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    for module in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match=rf"{part}.* needs {missing}.*: pip install 'ubmd\[ff19sb\]'"):
+        build(compose("learn", ["experiment=ala2_demo"]), part)
 
 
 def test_constraints_pin_everything_exactly() -> None:

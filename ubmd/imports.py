@@ -51,8 +51,8 @@ def extra_with(error: ImportError) -> str:
     """How to install what is missing, if one of ubmd's extras has it."""
     wanted = (error.name or "").split(".")[0].replace("_", "-")
     for line in importlib.metadata.requires("ubmd") or ():
-        found = re.match(rf"{re.escape(wanted)}\b.*extra == ['\"](\w+)['\"]", line)
-        if wanted and found:
+        found = re.match(rf"{re.escape(wanted)}\b.*extra == ['\"]([\w-]+)['\"]", line)
+        if wanted and found and found.group(1) != "dev":  # which has a little of all of them
             return f": pip install 'ubmd[{found.group(1)}]'"
     return ""
 

@@ -6,11 +6,14 @@ import logging
 import os
 import re
 import secrets
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ubmd.config import first_line, plain
@@ -18,7 +21,9 @@ from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.provenance import provenance
 from ubmd.rounds.artifacts import BY_STRUCTURES, STRUCTURES, log_inputs
+from ubmd.rounds.mlflow_logger import SteadyMLFlowLogger
 from ubmd.rounds.wandb_logger import SteadyWandbLogger, of_wandb
+from ubmd.runs.continuation import flatten
 from ubmd.secrecy import hidden
 
 __all__ = ["check_loggers", "close_loggers", "open_loggers", "wandb_id"]
@@ -35,14 +40,26 @@ INPUTS = {"system.structure": "dataset", "system.initial": "dataset", "training.
 """Keys that may name files, or lists of them, that are told wandb."""
 
 
+PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+"""What loggers of Lightning need that it does not bring."""
+
+
 def check_loggers(cfg: DictConfig) -> None:
-    """Refuse, before any work, to log online to wandb where that will not do.
+    """Refuse, before any work, a logger that is not installed, and to log online to wandb where that will not do.
 
     Raises:
-        InputError: ``WANDB_MODE`` is misspelt; there is no key, for which wandb would ask, or none of the right form;
+        InputError: the package of a logger is not there; or
+            ``WANDB_MODE`` is misspelt; there is no key, for which wandb would ask, or none of the right form;
             or wandb does not know the key or does not answer within ten seconds (``WANDB_HTTP_TIMEOUT``), where it
             would try for minutes.
     """
+    for node in (cfg.get("logger") or {}).values():
+        for ending, package in PACKAGES.items():
+            if node._target_.endswith(ending) and find_spec(package) is None:
+                raise InputError(
+                    f"logger={package} needs {package}, which is not installed: pip install 'ubmd[{package}]', or "
+                    "choose logger=csv"
+                )
     nodes = [node for node in (cfg.get("logger") or {}).values() if node._target_.endswith("WandbLogger")]
     mode = os.environ.get("WANDB_MODE")
     if nodes and mode and mode not in MODES:
@@ -85,10 +102,11 @@ def check_wandb_key() -> None:
 
 
 def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The loggers of ``cfg.logger``; wandb continues the run whose id is in the run folder.
+    """The loggers of ``cfg.logger``; wandb and mlflow continue the run whose id is in the run folder.
 
     Raises:
-        InputError: wandb cannot be reached, refuses the run or cannot write its files. What fails later stops no run.
+        InputError: wandb or mlflow cannot be reached, refuses the run or cannot write its files. What fails later stops
+            no run.
     """
     out: list[Logger] = []
     for config in (cfg.get("logger") or {}).values():
@@ -106,11 +124,37 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 logger.experiment.define_metric(abscissa)
                 logger.experiment.define_metric(f"{values}/*", step_metric=abscissa)
             logger.experiment.config.update(hidden(plain(cfg)) | {"provenance": provenance()}, allow_val_change=True)
+        elif config._target_.endswith("MLFlowLogger"):
+            logger = _open_mlflow(cfg, config, folder / "mlflow_id.txt")
         else:
             logger = instantiate(config)
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams(flatten(hidden(plain(cfg))))
         out.append(logger)
     log_inputs(out, _inputs(cfg))
     return out
+
+
+def _open_mlflow(cfg: DictConfig, config: DictConfig, file: Path) -> Logger:
+    """MLflow's logger, which continues the run whose id is in a file."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # usually seven, which take minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    known = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
+    remedy = "see to it, or choose logger=csv"
+    try:
+        logger = instantiate(config, **({"run_id": known} if re.fullmatch(r"[0-9a-f]{32}", known) else {}))
+        run = logger.run_id
+        if run == known:
+            logger.experiment.update_run(run, status="RUNNING")
+        else:
+            logger.log_hyperparams(flatten(hidden(plain(cfg))))
+            write_text(file, run)
+        return logger
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if not isinstance(cause, Exception) or not SteadyMLFlowLogger.fails(cause):
+            raise
+        raise InputError(f"mlflow cannot start or continue its run ({first_line(cause)}); {remedy}") from error
 
 
 def _inputs(cfg: DictConfig) -> dict[Path, str]:
@@ -151,8 +195,11 @@ def wandb_id(file: Path) -> str:
 
 def close_loggers(loggers: Sequence[Logger]) -> None:
     """Writes what is still to be written; wandb's run ends."""
+    status = "success" if sys.exc_info()[0] is None else "failed"
     for logger in loggers:
         logger.finalize("success")
+        if isinstance(logger, SteadyMLFlowLogger):
+            logger.close(status)
         if isinstance(logger, SteadyWandbLogger):
             import wandb
 

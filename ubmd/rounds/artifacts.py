@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ubmd.rounds.wandb_logger import SteadyWandbLogger
 
@@ -30,13 +30,20 @@ MOST_ROWS = 10_000
 
 
 def log_round(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
-    """Logs a round's row of ``metrics.csv`` as ``al/...``; wandb has errors and coverages by structures, too."""
+    """Logs a round's row of ``metrics.csv`` as ``al/...``; wandb has errors and coverages by structures, too.
+
+    The step is the number of the round, but for wandb, whose steps only grow and whose abscissa is ``al/round``, and
+    for Lightning's CSV file, in which it counts what is logged.
+    """
     values = {f"al/{name}": float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     results = {name: value for name, value in values.items() if "rmse" in name or "coverage" in name}
     again = {STRUCTURES: values.get("al/n_train", 0.0) + values.get("al/n_valid", 0.0)}
     again |= {f"{BY_STRUCTURES}/{name.removeprefix('al/')}": value for name, value in results.items()}
     for logger in loggers:
-        logger.log_metrics(values | again if isinstance(logger, SteadyWandbLogger) else values)
+        if isinstance(logger, SteadyWandbLogger):
+            logger.log_metrics(values | again)
+        else:
+            logger.log_metrics(values, None if isinstance(logger, CSVLogger) else metrics.get("round"))
 
 
 def log_inputs(loggers: Sequence[Logger], files: Mapping[Path, str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from ubmd import interruption
@@ -32,6 +33,9 @@ from ubmd.training.module import PotentialModule
 __all__ = ["Fit", "Fitting", "fit_and_predict", "predict", "set_up_lightning"]
 
 log = logging.getLogger(__name__)
+
+
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,8 @@ def _train(
     """What every process of a fit does; ``callbacks`` and ``logger`` are those of the first one alone."""
     set_up_lightning()
     further = fitting.make_callbacks()
+    if fitting.options.get("profiler") in _PROFILERS and callbacks:  # by its name alone Lightning would only log
+        limits = {**limits, "profiler": _PROFILERS[fitting.options["profiler"]](file.parent.parent, "profile")}
     checkpoint = FitCheckpoint(file, fitting.checkpoint_epochs)
     trainer = fitting.trainer(
         member,

@@ -17,7 +17,7 @@ from ubmd.secrecy import hidden
 __all__ = ["MAY_DIFFER", "MAY_GROW", "NOT_CHECKED", "config_digest", "differences", "flatten", "read_config", "without"]
 
 MAY_DIFFER = (
-    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers"),
+    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "trainer.profiler"),
     "size",  # what it says is where it is used
     # where things are kept that tell themselves what they are; a potential is told by its contents
     *("potential", "system.relax.folder", "data.test.path", "data.test.sample.labels"),
