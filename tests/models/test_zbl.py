@@ -20,6 +20,7 @@ from tests.bias.bias_parts import fitted_parts
 from ubmd.bias.biased import BiasedPotential
 from ubmd.data.batch import AtomicBatch, collate
 from ubmd.errors import InputError
+from ubmd.interfaces.ase import UBMDCalculator
 from ubmd.models import fused
 from ubmd.models.base import AtomicOutput
 from ubmd.models.ensemble import Ensemble
@@ -33,6 +34,7 @@ from ubmd.training.start import load_weights
 from ubmd.uncertainty.checkpoint import load_potential, save_potential
 from ubmd.uncertainty.feature_uncertainty import FeatureUncertainty
 from ubmd.uncertainty.features import LastLayer
+from ubmd.uncertainty.potential import UncertainPotential
 
 FAR = {"repulsion": "zbl", "repulsion_cutoff": 2.0}
 """Far enough for most pairs of the test's structures, and for an atom and its own image."""
@@ -221,6 +223,22 @@ def test_is_part_of_a_saved_potential(tmp_path: Path) -> None:
     assert (read(batch).forces - Potential(fitted_parts()[0].model)(batch).forces).abs().max() > 1
     with pytest.raises(InputError, match=r"fitted with the repulsion ZBL\(share=2\), but this run has None"):
         load_weights(fitted_parts()[0].model, tmp_path / "model.ckpt")
+
+
+def test_energies_alone_have_it_too() -> None:
+    """A calculator that is asked for no forces differentiates nothing, and takes another way to the energy."""
+    potential, uncertainty = fitted_parts(**FAR)
+    atoms = contract.molecule()
+    energies, atomic = [], []
+    for properties in (["energies"], ["forces", "energies"]):
+        calculator = UBMDCalculator(UncertainPotential(potential, uncertainty))
+        calculator.calculate(atoms, properties)
+        energies.append(calculator.results["energy"])
+        atomic.append(calculator.results["energies"])
+    expected = potential(collate([atoms], 4.0, dtype=torch.float64)).energy.item()
+    assert energies == pytest.approx([expected] * 2, abs=1e-9)
+    assert atomic[0].sum() == pytest.approx(expected, abs=1e-9)
+    assert ZBL(contract.SPECIES, 2.0)(collate([atoms], 4.0)).energies.sum() > 1
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ The rest is optional:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -173,11 +173,14 @@ def by_pair_vectors(model: nn.Module) -> bool:
 
 
 def atomic_output(model: nn.Module, batch: AtomicBatch) -> AtomicOutput:
-    """The model's output where nothing is differentiated by positions."""
+    """The model's output where nothing is differentiated by positions, its repulsion included."""
     found = explicit_output(model, batch)
     if found is not None:
-        return found[0]
-    return model(batch.vectors(), batch) if by_pair_vectors(model) else model(batch)
+        output = found[0]
+    else:
+        output = model(batch.vectors(), batch) if by_pair_vectors(model) else model(batch)
+    known = repulsion_of(model, batch)
+    return output if known is None else replace(output, energies=output.energies + known.energies)
 
 
 def explicit_output(model: nn.Module, batch: AtomicBatch) -> tuple[AtomicOutput, Explicit] | None:
