@@ -18,7 +18,7 @@ from ubmd.models.contractions import InvariantContractions
 from ubmd.models.gmnn_stack import GMNNStack
 from ubmd.models.moments import GaussianMoments
 from ubmd.models.radial import GaussianBasis
-from ubmd.models.readout import Readout, ReadoutTrace
+from ubmd.models.readout import BIAS_FACTOR, Readout, ReadoutTrace
 from ubmd.models.scale_shift import ShiftedModel
 from ubmd.models.zbl import ZBL
 
@@ -159,6 +159,12 @@ class GMNN(ShiftedModel):
         species = self.index[batch.numbers]
         energies = self.energy_unit * self.scale[species] * trace.output
         return AtomicOutput(energies.double() + self.shifts()[species], trace.inputs[-1], trace)
+
+    @torch.no_grad()
+    def begin_at(self, output: float) -> bool:
+        """Outputs y begin at ``output``, by the bias of the last layer."""
+        self.readout.biases[-1].fill_(output / BIAS_FACTOR)
+        return True
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""

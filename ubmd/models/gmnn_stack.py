@@ -104,6 +104,12 @@ class GMNNStack(ShiftedModel):
         padded = padded.index_copy(0, slot, representation)
         return self.readout(padded.view(self.n_members, width, -1)).flatten()[slot]
 
+    @torch.no_grad()
+    def begin_at(self, output: float) -> bool:
+        """Outputs y of all members begin at ``output``, by the bias of the last layer."""
+        self.readout.biases[-1].fill_(output / BIAS_FACTOR)
+        return True
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by role, as :class:`~ubmd.training.module.LearningRates` names them."""
         return {

@@ -23,28 +23,28 @@ __all__ = [
 ]
 
 
-def regress_atomic_energies(energy: Tensor, composition: Tensor, given: Tensor | None = None) -> tuple[Tensor, float]:
+def regress_atomic_energies(energy: Tensor, composition: Tensor) -> tuple[Tensor, float]:
     """Energies of the species by least squares, and what is left (Eq. 10).
 
     Args:
         energy: [m] eV.
         composition: [m, n_species] number of atoms of each species.
-        given: [n_species] eV, to be taken instead.
 
     Returns:
         atomic energies [n_species] eV, float64 on the CPU, and the RMSE per atom, eV/atom, at least 1 meV.
     """
     energy, composition = energy.double().cpu(), composition.double().cpu()
     n_atoms = composition.sum(1)
-    if given is None:
-        # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
-        solution = torch.linalg.lstsq(
-            composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
-        ).solution.squeeze(1)
-    else:
-        solution = given.double().cpu()
-    residual = (energy - composition @ solution) / n_atoms
-    return solution, residual.square().mean().sqrt().clamp(min=1e-3).item()
+    # per-atom rows weight all sizes alike; the minimum-norm solution serves degenerate compositions
+    solution = torch.linalg.lstsq(
+        composition / n_atoms[:, None], (energy / n_atoms)[:, None], driver="gelsd"
+    ).solution.squeeze(1)
+    return solution, _rms((energy - composition @ solution) / n_atoms)
+
+
+def _rms(per_atom: Tensor) -> float:
+    """Root mean square of energies per atom, eV/atom, at least 1 meV."""
+    return per_atom.square().mean().sqrt().clamp(min=1e-3).item()
 
 
 class ShiftedModel(nn.Module):
@@ -84,17 +84,29 @@ class ShiftedModel(nn.Module):
         """Sets shifts mu (of all members) and the constant c from labelled energies (Eq. 10).
 
         Least squares of the energies on the compositions gives atomic energies; the residual's RMSE
-        per atom gives c.
+        per atom gives c. What given energies leave is mostly the same for all atoms, that of their bonds: the network
+        begins with it, if it can, and c is the RMSE of the rest.
 
         Args:
             energy: [m] eV.
             composition: [m, n_species] number of atoms of each species, in the model's order.
             given: [n_species] atomic energies that are known instead, eV.
         """
-        solution, unit = regress_atomic_energies(energy, composition, given)
+        if given is None:
+            solution, unit = regress_atomic_energies(energy, composition)
+        else:
+            solution, composition = given.double().cpu(), composition.double().cpu()
+            left = (energy.double().cpu() - composition @ solution) / composition.sum(1)
+            unit = _rms(left - left.mean())
+            if not self.begin_at(left.mean().item() / unit):
+                unit = _rms(left)
         self.energy_unit.fill_(unit)
         self.give_shift(solution)
         self.scale.fill_(1.0)
+
+    def begin_at(self, output: float) -> bool:
+        """Makes outputs y begin at ``output``, which may be large, and says whether it could."""
+        return False
 
     @torch.no_grad()
     def give_shift(self, atomic: Tensor) -> None:
