@@ -73,6 +73,7 @@ def test_the_unit_is_what_they_leave_per_atom(kind: str) -> None:
     left = (batch.energy - 3.8 * gold - 3.5 * (batch.n_atoms - gold)) / batch.n_atoms
     expected = left.numpy().std() if kind != "pairs" else np.sqrt(np.mean(left.numpy() ** 2))
     shifted = getattr(network, "_shifted", network)
+    assert isinstance(shifted, ShiftedModel)
     assert float(shifted.energy_unit) == pytest.approx(expected, rel=1e-6)
     if kind != "pairs":
         found = (module.potential(batch).energy - batch.energy) / batch.n_atoms
