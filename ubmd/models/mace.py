@@ -106,7 +106,7 @@ class MACE(nn.Module):
         self.network = network
         self.cutoff = float(sizes["r_max"])
         lasts = [_last_layer(readout, name) for readout in network.readouts]
-        self.n_features = sum(len(_scalars(last)) for last in lasts)
+        self.n_features = sum(map(_width, lasts))
         self.layer_sizes = [(self.n_features, 1)]
         self.portable = {"checkpoint": None, "architecture": sizes}
 
@@ -143,8 +143,7 @@ class MACE(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        # divided as its linear layers do, so that the energy is their weights times these
-        features = torch.cat([given[last][:, (s := _scalars(last))] * len(s) ** -0.5 for last in lasts], 1)
+        features = torch.cat([_features(last, given[last]) for last in lasts], 1)
         energies = energies.double() + self.element_shift[elements].double()
         return AtomicOutput(energies, features, LinearHead(features, (_bias(lasts[-1]),)))
 
@@ -265,14 +264,19 @@ def _last_layer(readout: Any, name: str | None) -> Any:
     return readout.linear if type(readout).__name__ == READOUTS[0] else readout.linear_2
 
 
-def _scalars(layer: Any) -> list[int]:
-    """Places of the scalars among the inputs of a linear layer, the only ones that an energy is made of."""
-    return [
-        place
+def _width(layer: Any) -> int:
+    """Number of scalars among the inputs of a linear layer, the only ones that an energy is made of."""
+    return layer.irreps_in.count("0e")
+
+
+def _features(layer: Any, x: Tensor) -> Tensor:
+    """[n_atoms, width] the scalars of its inputs, divided as it does: the energy is its weights times these."""
+    parts = [
+        x[:, part]
         for part, (_, irrep) in zip(layer.irreps_in.slices(), layer.irreps_in, strict=True)
         if irrep.is_scalar()
-        for place in range(part.start, part.stop)
     ]
+    return torch.cat(parts, 1) * _width(layer) ** -0.5
 
 
 def _bias(layer: Any) -> float:
