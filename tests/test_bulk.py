@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from tests.run_folders import runs_in
 from ubmd.analysis.numbers import read_numbers
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled, read_structures, write_structures
@@ -58,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         patch.setenv("UBMD_CACHE", str(root / "cache"))
         patch.setenv("WANDB_MODE", "offline")
         assert cli.main(["learn", *TINY, *STATES]) == 0
-    (run,) = (root / "runs" / "bulk_demo").iterdir()
+    (run,) = runs_in(root / "runs" / "bulk_demo")
     return run, root / "cache"
 
 
@@ -111,7 +112,7 @@ def test_bias_stress_acts(folders: tuple[Path, Path], tmp_path: Path, monkeypatc
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
     monkeypatch.setenv("UBMD_CACHE", str(folders[1]))
     assert cli.main(["learn", *TINY, "bias.tau_stress=0", "learning.max_rounds=2"]) == 0
-    (run,) = (tmp_path / "bulk_demo").iterdir()
+    (run,) = runs_in(tmp_path / "bulk_demo")
     biased, unbiased = (read_trajectory(f / "rounds" / "000" / "trajectory.h5") for f in (folders[0], run))
     early = biased.step == 5
     np.testing.assert_array_equal(biased.cell[early], unbiased.cell[early])
@@ -134,7 +135,7 @@ def test_start_from_structures_of_ones_own(
     own = [f"system.initial={tmp_path / 'mine.extxyz'}", "system.max_volume=480", "learning.max_rounds=2"]
     own += ["system.n_initial=null"]
     assert cli.main(["learn", *TINY, *own]) == 0
-    (run,) = (tmp_path / "runs" / "bulk_demo").iterdir()
+    (run,) = runs_in(tmp_path / "runs" / "bulk_demo")
     first = [a for a in read_labelled(run / "dataset.extxyz") if a.info["round"] == -1]
     assert len(first) == 5
     energies = [a.info["REF_energy"] for a in first]
@@ -219,7 +220,7 @@ def test_experiments_on_mil53(experiment: str, own: list[str], tmp_path: Path, m
     tiny += ["system.relax=null", "size=small", "learning.max_rounds=2", "labelling.max_force=null"]
     tiny += ["trainer.max_epochs=-1", "trainer.max_steps=5", "dynamics.stopping.max_steps=10", "data.batch_size=4"]
     assert cli.main(["learn", *tiny, *own]) == 0
-    (run,) = (tmp_path / experiment).iterdir()
+    (run,) = runs_in(tmp_path / experiment)
     rows = read_metrics(run / "metrics.csv")
     assert [row["n_train"] + row["n_valid"] for row in rows] == [4, 8]
     assert 650 < rows[0]["volume_min_ang3"] < rows[0]["volume_max_ang3"] < 950

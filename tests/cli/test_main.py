@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.run_folders import runs_in
 from ubmd import __version__
 from ubmd.cli import app
 from ubmd.cli import main as cli
@@ -180,10 +181,32 @@ def test_run_folder_is_the_same_each_time(runs: Path, jobs: list[DictConfig]) ->
     assert cli.main(["learn", "experiment=demo", "seed=1", "bias.denominator=0.5"]) == 0
     folders = {job.paths.run for job in jobs}
     assert folders == {str(runs / "demo" / "bias.denominator-0.5+seed-1")}
-    assert [f.name for f in (runs / "demo").iterdir()] == ["bias.denominator-0.5+seed-1"]
+    assert [f.name for f in runs_in(runs / "demo")] == ["bias.denominator-0.5+seed-1"]
     assert jobs[0].seed == 1
     folder = Path(folders.pop())
     assert (folder / "ubmd.log").is_file()
+
+
+@pytest.mark.usefixtures("toy_conf")
+def test_the_newest_run_has_a_link(runs: Path, stand_in: Callable[[Job], None]) -> None:
+    def job(cfg: DictConfig) -> None:
+        assert (runs / cfg.name / "latest").resolve() == Path(cfg.paths.run)  # while it runs
+        if cfg.seed == 4:
+            raise InputError("seed=4 is no good")
+
+    stand_in(job)
+    for seed in (1, 2, 4):
+        assert cli.main(["learn", "experiment=demo", f"seed={seed}"]) == (2 if seed == 4 else 0)
+    assert os.readlink(runs / "demo" / "latest") == "seed-2"
+    assert {path.name for path in runs_in(runs / "demo")} == {"seed-1", "seed-2"}
+    assert cli.main(["learn", "experiment=demo", "seed=1,3", "-m"]) == 0
+    assert os.readlink(runs / "demo" / "latest") == "seed-3"
+    assert cli.main(["learn", "experiment=other", "seed=4"]) == 2  # the first of its name
+    assert not (runs / "other").exists()
+    stand_in(lambda cfg: None)
+    elsewhere = runs.parent / "elsewhere" / "run"
+    assert cli.main(["learn", "experiment=demo", f"hydra.run.dir={elsewhere}"]) == 0
+    assert [path.name for path in elsewhere.parent.iterdir()] == ["run"]
 
 
 @pytest.mark.usefixtures("toy_conf")
@@ -191,14 +214,14 @@ def test_continued_by_its_folder(
     runs: Path, jobs: list[DictConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["learn", "experiment=demo", "bias.denominator=3", "budget.rounds=2"]) == 0
-    (run,) = (runs / "demo").iterdir()
+    (run,) = runs_in(runs / "demo")
     moved = run.rename(runs.parent / "it's moved")
     monkeypatch.chdir(runs)
     assert cli.main(["learn", "continue=../it's moved", "budget.rounds=5"]) == 0
     assert cli.main(["learn", f"continue={moved}"]) == 0
     assert [(job.bias.denominator, job.budget.rounds, job.seed) for job in jobs] == [(3, 2, 7), (3, 5, 7), (3, 5, 7)]
     assert [job.paths.run for job in jobs] == [str(run), *[str(moved)] * 2]
-    assert not list((runs / "demo").iterdir())
+    assert not runs_in(runs / "demo")
     capsys.readouterr()
     assert "is no run folder" in refused(capsys, "learn", "continue=nowhere")
     assert "continues one run" in refused(capsys, "learn", f"continue={moved}", "seed=1,2", "-m")
@@ -264,7 +287,7 @@ def test_bad_input_leaves_what_was_there(stand_in: Callable[[Job], None], runs: 
     stand_in(job)
     (runs / "learn" / "default").mkdir(parents=True)
     assert [cli.main(["learn", *text]) for text in ([], ["seed=1"], ["seed=2"])] == [2, 2, 2]
-    assert sorted(path.name for path in (runs / "learn").iterdir()) == ["default", "seed-1"]
+    assert sorted(path.name for path in runs_in(runs / "learn")) == ["default", "seed-1"]
     assert (runs / "learn" / "seed-1" / "labels.db").exists()
 
 

@@ -14,6 +14,7 @@ from ase.build import bulk
 from ase.calculators.calculator import CalculatorSetupError, SCFError
 from ase.calculators.emt import EMT
 
+from tests.run_folders import runs_in
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled
 from ubmd.reference.ase_reference import ASEReference
@@ -51,7 +52,7 @@ def label(*overrides: str) -> int:
 
 
 def only(folder: Path) -> Path:
-    (path,) = folder.iterdir()
+    (path,) = runs_in(folder)
     return path
 
 

@@ -13,6 +13,7 @@ from ase.constraints import FixAtoms
 from hydra.utils import instantiate
 from rich.console import Console
 
+from tests.run_folders import runs_in
 from ubmd.cli import main as cli
 from ubmd.commands.md import walkers_table
 from ubmd.data.batch import collate
@@ -80,7 +81,7 @@ def md(*overrides: str, potential: str = "model.ckpt", structure: str = "start.x
 
 
 def only(folder: Path) -> Path:
-    (path,) = folder.iterdir()
+    (path,) = runs_in(folder)
     return path
 
 

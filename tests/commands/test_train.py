@@ -17,6 +17,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from lightning.pytorch.utilities import rank_zero_only
 
+from tests.run_folders import runs_in
 from tests.training.test_module import alloys
 from ubmd.callbacks.monitor import FitProgress
 from ubmd.cli import main as cli
@@ -62,7 +63,7 @@ def evaluate(*overrides: str, potential: str | Path = "model.ckpt", structures: 
 
 
 def only(folder: Path) -> Path:
-    (path,) = folder.iterdir()
+    (path,) = runs_in(folder)
     return path
 
 

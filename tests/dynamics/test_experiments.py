@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.run_folders import runs_in
 from ubmd.cli import main as cli
 from ubmd.data.io import read_labelled
 from ubmd.dynamics.trajectory import read_trajectory
@@ -46,7 +47,7 @@ EXPERIMENTS = {
 def test_two_rounds(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
     assert cli.main(["learn", f"experiment={experiment}", *TINY, *EXPERIMENTS[experiment]]) == 0
-    (run,) = (tmp_path / experiment).iterdir()
+    (run,) = runs_in(tmp_path / experiment)
     rows = read_metrics(run / "metrics.csv")
     assert [row["round"] for row in rows] == [0, 1]
     found = read_trajectory(run / "rounds" / "000" / "trajectory.h5")

@@ -109,7 +109,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
 
 
 def only_run(root: Path) -> Path:
-    (folder,) = [path.parent for path in root.glob("ala2_demo/*/provenance.json")]
+    (folder,) = [path.parent for path in root.rglob("provenance.json")]
     return folder
 
 

@@ -21,6 +21,7 @@ from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command
 from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.runs.continuation import config_digest
+from ubmd.runs.finding import point_back, point_to
 from ubmd.runs.lock import LOCK, held
 
 __all__ = ["JobFailed", "Reported", "check_device", "missing", "perform"]
@@ -52,13 +53,17 @@ def missing(folder: Path) -> list[Path]:
     return list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
 
 
-def _remove_unused(made: Sequence[Path]) -> None:
-    """Removes the folders that were made for a job, the innermost first, if it has not begun its work there."""
-    if made and {path.name for path in made[0].iterdir()} <= BEFORE_WORK:
-        shutil.rmtree(made[0])
-        with suppress(OSError):  # somebody else has put something there
-            for folder in made[1:]:
-                folder.rmdir()
+def _is_unused(made: Sequence[Path]) -> bool:
+    """Whether a job has not begun its work in the folder that was made for it."""
+    return bool(made) and {path.name for path in made[0].iterdir()} <= BEFORE_WORK
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Removes the folders that were made for a job, the innermost first."""
+    shutil.rmtree(made[0])
+    with suppress(OSError):  # somebody else has put something there
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def perform(command: Command, attempt: str, made: Sequence[Path], cfg: DictConfig) -> Any:
@@ -76,10 +81,15 @@ def perform(command: Command, attempt: str, made: Sequence[Path], cfg: DictConfi
     folder = Path(hydra.runtime.output_dir)
     try:
         with held(folder):
+            usual = folder.parent == Path(os.path.abspath(str(cfg.paths.root))) / str(cfg.name)
+            before = point_to(folder) if usual else None
             try:
                 return _perform(command, attempt, cfg, folder)
             except InputError:
-                _remove_unused(made)
+                if _is_unused(made):
+                    if usual:
+                        point_back(folder, before)
+                    _remove(made)
                 raise
     except Exception as error:
         said = error if isinstance(error, InputError | StoppedShort) else system_refusal(error, folder)

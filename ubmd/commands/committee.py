@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from omegaconf import DictConfig
 
 from ubmd.analysis.evaluation import Evaluation, error_metrics, evaluate_structures
-from ubmd.commands.parts import label_options
+from ubmd.commands.parts import label_options, take_potentials
 from ubmd.commands.results import content_digests, report_errors, write_json
 from ubmd.config import build, plain
 from ubmd.data.batch import collate
@@ -55,6 +55,7 @@ def committee(cfg: DictConfig) -> None:
         raise InputError("logger: `ubmd committee` logs to no logger; leave it out")
     if not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
         raise InputError(f"batch_size={cfg.batch_size} must be a whole number, at least 1")
+    take_potentials(cfg)
     paths: list[str] = plain(cfg)["members"]
     device = torch_device(cfg.device)
     members, config = joined(paths, allow=plain(cfg)["allow"])

@@ -11,7 +11,7 @@ from ubmd.analysis.by_variable import draw_by_variable, errors_by_variable
 from ubmd.analysis.evaluation import error_metrics, errors_by_system, evaluate_structures, predicted_structures
 from ubmd.analysis.figures import save_figure
 from ubmd.analysis.reliability import calibration_curves, uncertainty_metrics
-from ubmd.commands.parts import label_options
+from ubmd.commands.parts import label_options, take_potentials
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
 from ubmd.config import build, plain
 from ubmd.data.io import read_labelled, write_structures
@@ -43,6 +43,7 @@ def evaluate(cfg: DictConfig) -> float:
     for name, low, high in (("alpha", 0, 1), ("batch_size", 0, float("inf"))):
         if isinstance(cfg[name], bool | str) or not low < cfg[name] < high:
             raise InputError(f"{name}={cfg[name]} must be above {low}" + (" and below 1" if high == 1 else ""))
+    take_potentials(cfg)
     device = torch_device(cfg.device)
     trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])
     structures = read_labelled(str(cfg.structures), **label_options(cfg))

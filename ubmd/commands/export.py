@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ubmd.commands.parts import take_potentials
 from ubmd.config import plain
 from ubmd.errors import InputError
 from ubmd.uncertainty.checkpoint import load_potential
@@ -36,6 +37,7 @@ def export(cfg: DictConfig) -> None:
         from ubmd.interfaces.metatomic import export_metatomic
     except ImportError as error:
         raise InputError(f"to={cfg.to}: {error}") from error
+    take_potentials(cfg)
     trained = load_potential(str(cfg.potential), allow=plain(cfg)["allow"])
     differences = export_metatomic(trained, cfg.file, dtype=str(cfg.dtype))
     console = Console()

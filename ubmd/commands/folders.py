@@ -11,6 +11,7 @@ from typing import Any
 from ubmd.analysis.comparison import RunResult, is_finished
 from ubmd.errors import InputError
 from ubmd.runs.continuation import read_config
+from ubmd.runs.finding import is_latest
 from ubmd.runs.metrics import read_metrics
 from ubmd.runs.versions import upgraded
 
@@ -36,9 +37,11 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.exists():
             raise InputError(f"{folder} does not exist; give run folders")
-        inside = sorted(file.parent for file in folder.glob("*/config.yaml"))
+        inside = sorted(f.parent for f in folder.glob("*/config.yaml") if not is_latest(f.parent))
         found += [folder] if (folder / "config.yaml").is_file() or not inside else inside
-    return found
+    # `runs/NAME/*` names the newest run twice
+    themselves = {folder.resolve() for folder in found if not is_latest(folder)}
+    return [folder for folder in found if not is_latest(folder) or folder.resolve() not in themselves]
 
 
 def read_folders(folders: Iterable[Path]) -> Found:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
-from ubmd.commands.parts import checked_seed, fitting, label_options, potentials
+from ubmd.commands.parts import checked_seed, fitting, label_options, potentials, take_potentials
 from ubmd.config import build, plain, set_threads
 from ubmd.data.datamodule import GrowingDataModule
 from ubmd.data.files import DataFiles
@@ -55,6 +55,7 @@ def learn(cfg: DictConfig) -> float | None:
         StoppedShort: a round acquired no structure, so that the run ended with fewer than it was to have.
     """
     set_up_lightning()
+    take_potentials(cfg)
     check_device(cfg.trainer)
     check_loggers(cfg)
     set_threads(cfg.threads)

@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from ubmd.commands.parts import take_potentials
 from ubmd.config import build, plain
 from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.data.io import read_structures, write_structures
@@ -52,6 +53,7 @@ def run_md(cfg: DictConfig) -> None:
         StoppedShort: there is no frame, as every walker stopped before its first one.
     """
     _check_plain_settings(cfg)
+    take_potentials(cfg)
     device = torch_device(cfg.device)
     exploration: Explorer = build(cfg, "dynamics")
     trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])

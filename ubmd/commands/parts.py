@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ubmd.config import build, plain
 from ubmd.errors import InputError
 from ubmd.models.scale_shift import make_model
 from ubmd.rounds.fit import Fitting
 from ubmd.rounds.run import Calibration, Potentials
+from ubmd.runs.finding import potential_file
 from ubmd.training.module import PotentialModule
 from ubmd.uncertainty.parts import check_parts
 
-__all__ = ["checked_dtype", "checked_seed", "fitting", "label_options", "potentials"]
+__all__ = ["checked_dtype", "checked_seed", "fitting", "label_options", "potentials", "take_potentials"]
 
 
 def checked_seed(cfg: DictConfig) -> int:
@@ -39,6 +41,23 @@ def checked_dtype(cfg: DictConfig) -> torch.dtype:
 def label_options(cfg: DictConfig) -> dict[str, Any]:
     """What ``cfg.data`` says of the labels of foreign files, for those who read them."""
     return {name: build(cfg, f"data.{name}") for name in ("keys", "units") if cfg.data.get(name) is not None}
+
+
+def take_potentials(cfg: DictConfig) -> None:
+    """Puts, in place of run folders that are named where a potential's file belongs, that file.
+
+    The configuration that a run keeps thus says which it was.
+
+    Raises:
+        InputError: such a folder has none.
+    """
+    for key in ("potential", "training.start", *(f"members[{n}]" for n in range(len(cfg.get("members") or ())))):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and Path(value).is_dir():
+            try:
+                OmegaConf.update(cfg, key, str(potential_file(value)))
+            except InputError as error:
+                raise InputError(f"{key}={error}") from error
 
 
 def fitting(cfg: DictConfig, checkpoint_epochs: int, key: str = "checkpoint_epochs") -> Fitting:

@@ -7,6 +7,7 @@ import logging
 from omegaconf import DictConfig
 
 from ubmd.bias.biased import BiasedPotential
+from ubmd.commands.parts import take_potentials
 from ubmd.config import build, plain
 from ubmd.data.io import read_structures
 from ubmd.errors import InputError
@@ -30,6 +31,7 @@ def serve(cfg: DictConfig) -> None:
     """
     if cfg.get("logger"):
         raise InputError("logger: `ubmd serve` logs to no logger, its results go to the server; leave it out")
+    take_potentials(cfg)
     device = torch_device(cfg.device)
     trained = load_potential(str(cfg.potential), device=device, allow=plain(cfg)["allow"])
     bias = build(cfg, "bias", potential=trained.potential, uncertainty=trained.uncertainty)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from ubmd.analysis.evaluation import error_metrics, evaluate_structures, half_confidence
 from ubmd.callbacks.calibrate import Calibrate
 from ubmd.commands.loggers import check_loggers, close_loggers, open_loggers
-from ubmd.commands.parts import checked_dtype, checked_seed, fitting, potentials
+from ubmd.commands.parts import checked_dtype, checked_seed, fitting, potentials, take_potentials
 from ubmd.commands.results import content_digests, draw_calibration, report_errors, write_json
 from ubmd.config import build, plain
 from ubmd.data.datamodule import GrowingDataModule
@@ -52,6 +52,7 @@ def train(cfg: DictConfig) -> float:
             the folder holds a fit to other data or with other settings.
     """
     set_up_lightning()
+    take_potentials(cfg)
     check_device(cfg.trainer)
     check_loggers(cfg)
     job = _prepare(cfg)

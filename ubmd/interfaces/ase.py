@@ -64,8 +64,9 @@ class UBMDCalculator(Calculator):
     evaluation: there is no ``every``, as the calculator cannot know which step an integrator of ASE is at.
 
     Args:
-        potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``), what ``load_potential`` made of one, or
-            a :class:`~ubmd.bias.biased.BiasedPotential`, which is taken with its bias.
+        potential: a file written by ``ubmd`` (``RUN/rounds/000/model.ckpt``) or a run's folder, what
+            ``load_potential`` made of one, or a :class:`~ubmd.bias.biased.BiasedPotential`, which is taken with its
+            bias.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto``.
         skin: Å that neighbour lists reach beyond the cutoff; they are used until an atom has moved by half
             of it, or elements, periodicity or cell change.

@@ -21,6 +21,7 @@ from ubmd.models.ensemble import MOST_MEMBERS
 from ubmd.models.potential import Potential
 from ubmd.models.readout import with_silu_scale
 from ubmd.models.scale_shift import make_model, worn
+from ubmd.runs.finding import potential_file
 from ubmd.schema import hints_of, mismatch, shown
 from ubmd.secrecy import hidden
 from ubmd.torch_files import DamagedFileError, read_torch_file
@@ -73,7 +74,7 @@ def load_potential(
     Whatever is wrong with a file is found here and not at the first use: the potential is tried out.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a run (:func:`~ubmd.runs.finding.potential_file`).
         device: to which the potential goes.
         allow: packages, modules or classes that the file may name besides ubmd's parts and installed plug-ins
             (:mod:`ubmd.uncertainty.parts`).
@@ -81,7 +82,7 @@ def load_potential(
     Raises:
         InputError: if the file is missing, is no such potential, or names what is not allowed.
     """
-    path, names = Path(path), allowed_names(allow)
+    path, names = potential_file(path), allowed_names(allow)
     content = _read(path)
     for part in ("model", "uncertainty"):
         _check_config(content.get(part), path, names)
