@@ -113,6 +113,13 @@ def test_run_name_is_distinct_and_short_and_an_override_value() -> None:
             assert app.parse(hydra, [f"run=runs/learn/{name}"])[0].value() == f"runs/learn/{name}"
 
 
+def test_run_name_fits_into_a_file_name() -> None:
+    names = [config.run_name([f"y='{'я' * n}'"]) for n in (120, 150, 151, 301)]
+    assert names[0].startswith(f"y--{'я' * 120}-")  # as it has always been
+    assert len(set(names)) == 4
+    assert all(len(name.encode()) <= 255 for name in names)  # bytes, what file systems take
+
+
 def test_plain() -> None:
     assert config.plain(OmegaConf.create({"a": 1, "b": ["${a}"]})) == {"a": 1, "b": [1]}
     with pytest.raises(InputError, match=r"a: Interpolation key 'nosuch' not found"):

@@ -38,6 +38,8 @@ _INSTANTIATE_KEYS: dict[str, Any] = {
 _OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, OSError, MemoryError)
 """What constructors raise for values that make no sense."""
 _LONGEST_NAME = 160
+_MOST_BYTES = 255
+"""Of a file name, with any file system."""
 
 
 def suggestion(word: str, valid: Iterable[str], *, prefix: str = "") -> str:
@@ -283,6 +285,9 @@ def run_name(overrides: Iterable[str], exclude: Iterable[str] = ()) -> str:
     name = re.sub(r"[^\w.+@-]+", "-", text)
     if name != text or len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME].strip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if len(name.encode()) > _MOST_BYTES:  # letters of other scripts take several
+        cut = name.encode()[: _MOST_BYTES - 9].decode(errors="ignore").strip("-")
+        name = f"{cut}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return name
 
 

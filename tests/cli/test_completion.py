@@ -65,6 +65,7 @@ def test_what_words_may_become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert choices("ubmd learn dynamics=npt dynamics.integrator.pr") == ["dynamics.integrator.pressure="]
     assert choices("ubmd learn bias.tau=") == ["bias.tau=0.25"]
     assert not any("_partial_" in choice for choice in choices("ubmd learn bias."))
+    assert choices("ubmd init c") == ["crystal"]
     assert choices("ubmd check runs/") == choices("ubmd nothing x") == []
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".hidden").touch()

@@ -81,6 +81,19 @@ def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert file.read_text() == "mine"
 
 
+def test_a_folder_that_is_not_looked_into(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "conf").mkdir()
+    (here / "conf" / "learn.yaml").touch()
+    assert cli.main(["init", "crystal"]) == 2
+    assert "conf holds the configurations of another package" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "conf").touch()
+    assert cli.main(["init", "crystal"]) == 2
+    assert "ubmd: error: " in capsys.readouterr().err
+
+
 def test_a_data_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = here / "it's: mine.extxyz"
     write_structures(file, labelled())

@@ -54,6 +54,8 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("UBMD_RUNS", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     cfg = configured(tmp_path, "logger=mlflow", "seed=1")
     logged_twice(cfg)
     client = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -63,6 +65,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     history = client.get_metric_history(run.info.run_id, "al/force_rmse_ev_per_ang")
     assert [(metric.step, metric.value) for metric in history] == [(3, 0.5), (4, 0.5)]
     assert run.data.params["dynamics.n_walkers"] == "8"
+    assert not (tmp_path / "here" / "mlruns").exists()  # as there are no files
 
 
 def test_what_a_server_does_not_take_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -69,6 +69,9 @@ def test_the_potential_of_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         assert potential_file(VERSION_1) == VERSION_1 / "rounds" / "002" / "model.ckpt"
     assert caplog.messages == [f"{VERSION_1}: the potential of round 2, rounds/002/model.ckpt"]
+    (tmp_path / "run").symlink_to(VERSION_1)
+    point_to(tmp_path / "run")
+    assert potential_file(tmp_path / "latest") == tmp_path / "run" / "rounds" / "002" / "model.ckpt"  # for good
     one = VERSION_1 / "rounds" / "001"
     assert potential_file(one) == one / "model.ckpt"
     assert potential_file(one / "model.ckpt") == one / "model.ckpt"

@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ubmd.cli.command import COMMANDS, SUMMARIES, Command
+from ubmd.cli.command import COMMANDS, INIT, SUMMARIES, Command
+from ubmd.cli.init import KINDS
 from ubmd.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def choices(line: str) -> list[str]:
     word = words.pop() if words and not line[-1:].isspace() else ""
     if not words:
         return [name for name in (*SUMMARIES, "--help", "--version") if name.startswith(word)]
+    if words == [INIT]:
+        return [kind for kind in KINDS if kind.startswith(word)]
     if words[0] not in COMMANDS:
         return []
     if word.startswith("-"):

@@ -15,6 +15,7 @@ import yaml
 from ubmd.arguments import Parser
 from ubmd.cli import templates
 from ubmd.errors import InputError
+from ubmd.paths import config_dir
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -124,7 +125,12 @@ def written(kind: str, folder: Path, file: Path | None) -> tuple[Path, Counts]:
     text = templates.TEXTS[kind]
     for word, meaning in words.items():
         text = text.replace(word, meaning)
-    out = folder / "conf" / "experiment" / f"my_{kind}.yaml"
+    conf = folder / "conf"
+    if (conf / "learn.yaml").exists() and conf.resolve() != config_dir().resolve():
+        raise InputError(
+            f"{conf} holds the configurations of another package, and is not looked into; choose another folder"
+        )
+    out = conf / "experiment" / f"my_{kind}.yaml"
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with out.open("x", encoding="utf-8") as stream:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ubmd.config import first_line, plain
 from ubmd.errors import InputError
-from ubmd.files import write_text
+from ubmd.files import locked, write_text
 from ubmd.provenance import provenance
 from ubmd.rounds.artifacts import BY_STRUCTURES, STRUCTURES, log_inputs
 from ubmd.rounds.mlflow_logger import SteadyMLFlowLogger
@@ -142,8 +142,10 @@ def _open_mlflow(cfg: DictConfig, config: DictConfig, file: Path) -> Logger:
     known = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     remedy = "see to it, or choose logger=csv"
     try:
-        logger = instantiate(config, **({"run_id": known} if re.fullmatch(r"[0-9a-f]{32}", known) else {}))
-        run = logger.run_id
+        # jobs side by side would both make the database, or the experiment
+        with locked(Path(str(cfg.paths.root)) / "mlflow"):
+            logger = instantiate(config, **({"run_id": known} if re.fullmatch(r"[0-9a-f]{32}", known) else {}))
+            run = logger.run_id
         if run == known:
             logger.experiment.update_run(run, status="RUNNING")
         else:

@@ -78,6 +78,8 @@ def potential_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
+    if is_latest(path):  # which may lead elsewhere later
+        path = path.parent / os.readlink(path)
     store = RoundStore(path)
     n_rounds = len(store.records())
     if n_rounds:
