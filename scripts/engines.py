@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "howto" / "engines.md"
 START, END = "<!-- table of scripts/engines.py -->", "<!-- end of table -->"
 FIT = ("size=small", "training=fast", "dtype=float64", "logger=csv", "trainer.accelerator=cpu")
-COLUMNS = ("engine", "energy, eV", "forces, eV/Å", "drift, meV/atom/ps", "ms a step")
+COLUMNS = ("engine", "energy, eV", "forces, eV/Å", "drift, meV/atom/ps", "CPU ms a step")
 
 
 def fitted(folder: Path) -> tuple[Path, Atoms]:
@@ -122,7 +122,8 @@ def lines(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for kind in ("plain", "biased") if "skipped" not in found else ():
             part = found[kind]
             label = f"{name} {found['version']}" if kind == "plain" else "biased"
-            numbers = (f"{part['energy']:.0e}", f"{part['forces']:.0e}", f"{part['drift']:+.3f}", f"{part['ms']:.2f}")
+            apart = (f"{part[key]:.0e}" if part[key] else "0" for key in ("energy", "forces"))
+            numbers = (*apart, f"{part['drift']:+.3f}", f"{part['ms']:.2f}")
             out.append((label, *numbers))
     return out
 
