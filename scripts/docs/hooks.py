@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import drawings  # noqa: E402
 
-COMMANDS = ("learn", "train", "evaluate", "md", "committee", "label", "serve", "export")
+COMMANDS = ("learn", "train", "evaluate", "md", "committee", "label", "serve", "export", "convert")
 GROUND_FLOOR = "ground floor"
 
 

@@ -13,6 +13,7 @@ from ase.constraints import FixAtoms
 from hydra.utils import instantiate
 from rich.console import Console
 
+from tests.dynamics.walker_toys import EXPLORATION_FIELDS, RECORDED_FIELDS
 from tests.run_folders import runs_in
 from ubmd.cli import main as cli
 from ubmd.commands.md import walkers_table
@@ -108,7 +109,15 @@ def test_from_structures_to_a_trajectory(here: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert shown.count("reached the step limit") == 3
     assert "12 frames in" in shown
-    kept = {"config.yaml", "provenance.json", "ubmd.log", "trajectory.h5", "trajectory.extxyz"}
+    kept = {
+        "config.yaml",
+        "provenance.json",
+        "ubmd.log",
+        "trajectory.h5",
+        "trajectory.extxyz",
+        "thermo.csv",
+        "walkers.pt",
+    }
     assert {file.name for file in run.iterdir()} - {".hydra", "run.json", "run.lock"} == kept
 
 
@@ -147,8 +156,8 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
     save_walkers = walker_run.save_checkpoint
     rounds: list[int] = []
 
-    def interrupted(path: Path, name: str, values: dict[str, Any]) -> None:
-        save_walkers(path, name, values)
+    def interrupted(path: Path, name: str, values: dict[str, Any], **more: Any) -> None:
+        save_walkers(path, name, values, **more)
         rounds.append(int(values["rounds"]))
         if values["rounds"] == 20:
             raise KeyboardInterrupt
@@ -160,7 +169,60 @@ def test_continues_where_it_was_interrupted(here: Path, monkeypatch: pytest.Monk
     assert md("bias.tau=0.5") == 0
     assert rounds == [10, 20, 30, 40, 40]
     assert (run / "trajectory.extxyz").read_bytes() == whole
-    assert not (run / "walkers.pt").exists()
+
+
+def parts(run: Path) -> dict[str, Any]:
+    """All that a run has found."""
+    found = read_trajectory(run / "trajectory.h5")
+    values = {name: getattr(found, name) for name in (*EXPLORATION_FIELDS, *RECORDED_FIELDS)}
+    logs = {file.name: file.read_text() for file in run.glob("thermo*.csv")}
+    return values | logs | {"frames": (run / "trajectory.extxyz").read_text()}
+
+
+@pytest.mark.parametrize("structure", ["start.xyz", "cell.xyz"])
+def test_goes_on_beyond_its_limit(
+    here: Path, structure: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice, the second time killed on the way: bit by bit what a long run gives, its log and its record as well."""
+    _write("cell.xyz", crystal())
+    options = ["dynamics.checkpoint_interval=7", "log_interval=5", "dynamics.stopping.uncertainty_threshold=null"]
+    options += ["dynamics=npt_mtk", "bias.tau_stress=0.5"] if structure == "cell.xyz" else ["bias.tau=0.5"]
+    limit = "dynamics.stopping.max_steps="
+    assert md(*options, structure=structure) == 0
+    whole = only(here)
+    expected = parts(whole)
+    assert expected["momenta"] is not None
+    assert (expected["stress"] is None) == (structure == "start.xyz")
+    assert md(*options, "name=short", f"{limit}17", structure=structure) == 0
+    run = only(here.with_name("short"))
+    assert cli.main(["md", f"continue={run}", f"{limit}30"]) == 0
+    assert f"continues with {limit[:-1]}=30, which was 17" in (run / "ubmd.log").read_text()
+    save_walkers = walker_run.save_checkpoint
+
+    def interrupted(path: Path, name: str, values: dict[str, Any], **more: Any) -> None:
+        save_walkers(path, name, values, **more)
+        if values["rounds"] == 35:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(walker_run, "save_checkpoint", interrupted)
+        assert cli.main(["md", f"continue={run}", f"{limit}40"]) == 130
+    assert cli.main(["md", f"continue={run}"]) == 0
+    found = parts(run)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    capsys.readouterr()
+    assert cli.main(["md", f"continue={run}"]) == 0
+    assert capsys.readouterr().out.count("reached the step limit") == 3
+    assert cli.main(["check", str(run)]) == 0
+    assert cli.main(["md", f"continue={run}", f"{limit}39"]) == 2
+    assert f"{limit}39 is below the 40 of" in capsys.readouterr().err
+    (run / "walkers.pt").unlink()
+    assert cli.main(["md", f"continue={run}"]) == 0, "it is whole without"
+    assert cli.main(["md", f"continue={run}", f"{limit}50"]) == 2
+    assert "cannot go on without walkers.pt, which is missing" in capsys.readouterr().err
+    assert cli.main(["md", f"continue={run}"]) == 0, "the refusal has changed nothing"
 
 
 @pytest.mark.slow
@@ -173,8 +235,8 @@ def test_groups_in_two_processes(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.rmtree(run)
     save_walkers = walker_run.save_checkpoint
 
-    def interrupted(path: Path, name: str, values: dict[str, Any]) -> None:
-        save_walkers(path, name, values)
+    def interrupted(path: Path, name: str, values: dict[str, Any], **more: Any) -> None:
+        save_walkers(path, name, values, **more)
         if path.name == "walkers-1.pt":
             raise KeyboardInterrupt
 
@@ -184,7 +246,9 @@ def test_groups_in_two_processes(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert md(*groups, "dynamics.workers=2") == 0
     assert only(here) == run
     assert (run / "trajectory.extxyz").read_bytes() == whole
-    assert not list(run.glob("walkers*"))
+    assert sorted(file.name for file in run.glob("thermo*")) == ["thermo-0.csv", "thermo-1.csv"]
+    assert cli.main(["md", f"continue={run}", "dynamics.stopping.max_steps=50"]) == 0
+    assert (read_trajectory(run / "trajectory.h5").steps == 50).all()
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -326,6 +390,7 @@ REFUSED: dict[str, tuple[Change | None, Sequence[str], str]] = {
     ),
     "cell": (None, ("dynamics=npt", "dynamics.integrator.cell=cubic"), "cell=cubic must be one of isotropic, ortho"),
     "seed": (None, ("seed=-1",), "seed=-1 must be zero or a positive whole number"),
+    "log": (None, ("log_interval=0",), "log_interval=0 must be at least 1 step"),
     "device": (None, ("device=cuda:99",), "device=cuda:99 is not available on this machine"),
     "logger": (None, ("logger=csv",), "logger: `ubmd md` logs to no logger"),
     "misspelt": (None, ("bias.taau=1",), "bias.taau is not an option of BiasedPotential; did you mean bias.tau"),

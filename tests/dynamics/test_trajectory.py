@@ -12,15 +12,16 @@ from tests.dynamics.walker_toys import Toy, assert_same, cluster, gas, walkers
 from ubmd.data.inherit import Inherited
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
 from ubmd.dynamics.integrators.langevin import Langevin
+from ubmd.dynamics.recording import Recording
 from ubmd.dynamics.stopping import StoppingRules, StopReason
-from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
+from ubmd.dynamics.trajectory import opened_trajectories, read_trajectory, write_trajectories, write_trajectory
 from ubmd.dynamics.walkers import run_walkers
 from ubmd.errors import InputError
 
 
-def exploration(structures, interval=10) -> Exploration:
+def exploration(structures, interval=10, recording=None) -> Exploration:
     rules = StoppingRules(None, max_steps=30)
-    return run_walkers(walkers(structures), Toy(), Langevin(), rules, frame_interval=interval)
+    return run_walkers(walkers(structures), Toy(), Langevin(), rules, frame_interval=interval, recording=recording)
 
 
 @pytest.fixture
@@ -30,15 +31,17 @@ def found() -> Exploration:
 
 @pytest.mark.parametrize("structures", [[cluster(6), cluster(6, 1)], [gas()]])
 @pytest.mark.parametrize("interval", [10, 31])
-def test_reads_what_was_written(tmp_path, structures, interval):
-    whole = exploration(structures, interval)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_reads_what_was_written(tmp_path, structures, interval, recorded):
+    whole = exploration(structures, interval, Recording(tmp_path / "log.csv", 10, 0.5) if recorded else None)
     assert (whole.n_frames == 0) == (interval == 31)
     write_trajectory(tmp_path / "new" / "trajectory.h5", whole)
     assert_same(read_trajectory(tmp_path / "new" / "trajectory.h5"), whole)
 
 
-def test_layout_is_what_the_documentation_says(tmp_path, found):
-    found = replace(found, inherited=tuple(Inherited.of(cluster(6)) for _ in found.walkers))
+def test_layout_is_what_the_documentation_says(tmp_path):
+    found = exploration([gas(), gas(1)], recording=Recording(tmp_path / "log.csv", 10, 0.5))
+    found = replace(found, inherited=tuple(Inherited.of(gas()) for _ in found.walkers))
     write_trajectory(tmp_path / "t.h5", found)
     documented = {}
     for line in module.__doc__.splitlines():
@@ -50,15 +53,28 @@ def test_layout_is_what_the_documentation_says(tmp_path, found):
         written = []
         file.visititems(lambda name, item: written.append(name) if isinstance(item, h5py.Dataset) else None)
         assert sorted(written) == sorted(documented)
-        sizes = {"f": 6, "n": 6, "w": 2, "3": 3}
+        sizes = {"f": found.n_frames, "n": 27, "w": 2, "3": 3}
+        units = ("Å", "eV", "eV/atom", "eV/Å", "eV/Å³", "K", "fs", "amu*Å/fs")
         for name, (shape, (dtype, *rest)) in documented.items():
             assert file[name].shape == tuple(sizes[s] for s in shape), name
             assert file[name].dtype == np.dtype("O" if dtype == "string" else dtype), name
             unit = file[name].attrs["units"]
-            assert unit == (rest[0] if rest and rest[0] in ("Å", "eV", "eV/atom", "eV/Å", "K") else "1"), name
+            assert unit == (rest[0] if rest and rest[0] in units else "1"), name
         assert file["frames/positions"].compression == "gzip"
         assert file["walkers/reason"].attrs["value 2"] == StopReason.UNCERTAINTY.description
         np.testing.assert_array_equal(file["frames/energy"][:], found.energy)
+
+
+def test_reads_some_of_the_frames(tmp_path, found):
+    write_trajectories(tmp_path / "t.h5", {"one": found, "two": found})
+    with opened_trajectories(tmp_path / "t.h5") as parts:
+        assert list(parts) == ["one", "two"]
+        part = parts["two"]
+        assert part.walker.tolist() == [0, 0, 0, 1, 1, 1]
+        some = part.frames(slice(2, 4))
+    assert some.step.tolist() == [30, 10]
+    np.testing.assert_array_equal(some.positions, found.positions[2:4])
+    np.testing.assert_array_equal(some.steps, found.steps)
 
 
 def test_frames_as_atoms(found):

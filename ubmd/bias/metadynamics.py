@@ -128,6 +128,11 @@ class Metadynamics(nn.Module):
         return self.base.cutoff
 
     @property
+    def unbiased(self) -> WalkerPotential:
+        """The potential below the hills, and below any other bias."""
+        return getattr(self.base, "unbiased", self.base)
+
+    @property
     def acts_on_cell(self) -> str | None:
         """The option by which this bias acts on the cell, if it does."""
         acting = [type(variable).__name__ for variable in self.variables.values() if variable.of_cell]

@@ -114,6 +114,16 @@ _COMMANDS = (
             "ubmd export -m potential=A/model.ckpt,B/model.ckpt",
         ),
     ),
+    Command(
+        "convert",
+        "walkers' trajectories for other programs: H5MD, ASE, extended XYZ",
+        "ubmd.commands.convert:convert",
+        (
+            "ubmd convert trajectory=RUN to=h5md",
+            "ubmd convert trajectory=RUN/trajectory.h5 walker=0 to=traj file=walker.traj",
+            "ubmd convert trajectory=RUN/rounds/004/trajectory.h5 to=extxyz file=frames.extxyz",
+        ),
+    ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _COMMANDS}
 

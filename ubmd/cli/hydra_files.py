@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,40 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ubmd.files import write_text
 from ubmd.secrecy import hidden, hide_override
 
-__all__ = ["NOT_BY_HYDRA", "as_yaml", "prepare_sweeps", "write_job"]
+__all__ = ["NOT_BY_HYDRA", "as_yaml", "prepare_sweeps", "put_back", "write_job"]
 
 NOT_BY_HYDRA = "hydra.output_subdir=null"
 """The override by which Hydra leaves the files of a job to :func:`write_job`."""
 
 
-def write_job(folder: Path, cfg: DictConfig) -> None:
+def write_job(folder: Path, cfg: DictConfig) -> dict[Path, str]:
     """Writes ``config.yaml``, ``hydra.yaml`` and ``overrides.yaml`` into ``.hydra`` of a job's folder.
 
     Args:
         folder: of the job.
         cfg: its configuration, not resolved; that of Hydra is the one of the present job.
+
+    Returns:
+        what was in those of the files that were there, for :func:`put_back`.
     """
     hydra: Any = HydraConfig.instance().cfg
     texts = {"config": as_yaml(cfg), "hydra": as_yaml(OmegaConf.masked_copy(hydra, "hydra"))}
     texts["overrides"] = as_yaml(hydra.hydra.overrides.task)
-    for name, text in texts.items():
-        write_text(folder / ".hydra" / f"{name}.yaml", text)
+    new = {folder / ".hydra" / f"{name}.yaml": text for name, text in texts.items()}
+    run = folder / "config.yaml"
+    before = {path: path.read_text(encoding="utf-8") for path in (*new, run) if path.is_file()}
+    for path, text in new.items():
+        write_text(path, text)
+    return before
+
+
+def put_back(folder: Path, before: Mapping[Path, str]) -> None:
+    """Undoes :func:`write_job` for a job that the run has refused: ``continue=RUN`` goes by the words in its files."""
+    run = folder / "config.yaml"
+    if run in before and run.read_text(encoding="utf-8") == before[run]:
+        for path, text in before.items():
+            if path != run:
+                write_text(path, text)
 
 
 def as_yaml(cfg: DictConfig | ListConfig, *, resolve: bool = False) -> str:

@@ -106,11 +106,11 @@ def perform(command: Command, attempt: str, made: Sequence[Path], cfg: DictConfi
 def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> Any:
     """A job whose folder is held: the command's function, with a record of how it went."""
     paths.import_from_here()  # the process may be another one
-    hydra, digest = HydraConfig.get(), ""
+    hydra, digest, before = HydraConfig.get(), "", {}
     try:
         plain = config.plain(cfg)
         secrecy.remember(plain)
-        hydra_files.write_job(folder, cfg)
+        before = hydra_files.write_job(folder, cfg)
         digest = config_digest(plain)
         done = sweeps.finished_before(folder, digest)
         if done is not None and command.resumable and hydra.mode != RunMode.RUN:
@@ -129,6 +129,9 @@ def _perform(command: Command, attempt: str, cfg: DictConfig, folder: Path) -> A
         if interruption.requested():  # a library made it of the signal
             interruption.stop()
         message = secrecy.hide(str(error) if isinstance(error, InputError | StoppedShort) else repr(error))
+        if isinstance(error, InputError):
+            with suppress(OSError, UnicodeDecodeError):
+                hydra_files.put_back(folder, before)
         with suppress(OSError):  # what stopped the job may stop its record too
             sweeps.write_record(folder, sweeps.JobRecord("failed", attempt, digest, error=message))
         raise

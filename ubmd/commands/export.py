@@ -33,6 +33,8 @@ def export(cfg: DictConfig) -> None:
     """
     if cfg.get("logger"):
         raise InputError("logger: `ubmd export` logs to no logger; leave it out")
+    if cfg.to != "metatomic":
+        raise InputError(f"to={cfg.to} must be metatomic; trajectories are written by `ubmd convert`")
     try:
         from ubmd.interfaces.metatomic import export_metatomic
     except ImportError as error:

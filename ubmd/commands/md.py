@@ -22,8 +22,10 @@ from ubmd.data.io import read_structures, write_structures
 from ubmd.dynamics.exploration import Exploration, frames_to_atoms
 from ubmd.dynamics.explore import Elsewhere, Explorer, group_files
 from ubmd.dynamics.processes import PotentialFile, WalkerProcesses
+from ubmd.dynamics.recording import Recording, last_line
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
+from ubmd.dynamics.walker_run import with_frames, without_frames
 from ubmd.errors import InputError, StoppedShort
 from ubmd.interfaces.ase import check_elements, torch_device
 from ubmd.models.potential import WalkerPotential
@@ -37,15 +39,20 @@ from ubmd.uncertainty.potential import UncertainPotential
 __all__ = ["run_md", "walkers_table"]
 
 WALKERS = "walkers.pt"
+THERMO = "thermo.csv"
+LINES = 10
+"""Lines of a whole run on the terminal."""
 
 
 def run_md(cfg: DictConfig) -> None:
     """Runs walkers to their ends, or continues those in ``cfg.paths.run``, and says how each ended.
 
     Writes into the run folder ``trajectory.h5`` (:mod:`ubmd.dynamics.trajectory`) and the same frames as
-    ``trajectory.extxyz``; beforehand ``config.yaml``, by which a repeated command recognises its own work:
-    what is finished is kept, what was interrupted continues from the files of
-    :func:`~ubmd.dynamics.explore.group_files`, ``walkers.pt`` if all walkers are of one group.
+    ``trajectory.extxyz``, as it runs the log ``thermo.csv`` (:mod:`ubmd.dynamics.recording`); beforehand
+    ``config.yaml``, by which a repeated command recognises its own work: what is finished is kept, what was
+    interrupted continues from the files of :func:`~ubmd.dynamics.explore.group_files`, ``walkers.pt`` if all walkers
+    are of one group. With a larger ``dynamics.stopping.max_steps`` walkers that had reached it go on, as if it had been
+    so from the start.
 
     Raises:
         InputError: for anything wrong in the configuration, the potential or the structures, before any
@@ -63,11 +70,14 @@ def run_md(cfg: DictConfig) -> None:
     starts = _starts(cfg, trained)
     exploration.check_start(starts[0], "structure 0")
     folder = Path(cfg.paths.run)
+    file, saved = folder / "trajectory.h5", group_files(folder / WALKERS, exploration.groups)
+    _check_extension(file, saved, exploration)
     # the walkers' checkpoint cannot tell another potential or bias from its own
     store = RoundStore(folder)
-    open_run(store, plain(cfg) | {"contents": _digests(cfg, starts)})
+    open_run(store, plain(cfg) | {"contents": _digests(cfg, starts)}, extensible=True)
+    if store.keeps(file):
+        _reopen(store, file, saved, exploration)
     with run_progress() as progress, WalkerProcesses(exploration.workers) as processes:
-        file = folder / "trajectory.h5"
         if not store.keeps(file):
             weights = next(trained.model.parameters())
             source = PotentialFile(Path(cfg.potential), build(cfg, "bias"), plain(cfg)["allow"])
@@ -77,8 +87,8 @@ def run_md(cfg: DictConfig) -> None:
         result = read_trajectory(file)
         frames = folder / "trajectory.extxyz"
         write_structures(frames, frames_to_atoms(result))
-        for saved in group_files(folder / WALKERS, exploration.groups):
-            saved.unlink(missing_ok=True)
+        for walkers in saved:
+            without_frames(walkers)  # their states stay, for a run that goes on
         progress.console.print(walkers_table(result))
         progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
         if not result.n_frames and all(StopReason(reason).unphysical for reason in result.reasons):
@@ -87,6 +97,33 @@ def run_md(cfg: DictConfig) -> None:
                 "its start (see the table for why they stopped); lower dynamics.frame_interval, "
                 "dynamics.integrator.dt or bias.tau, or start from other structures, under another name"
             )
+
+
+def _ended_short(found: Exploration, exploration: Explorer) -> bool:
+    """Whether walkers have reached a limit on steps that is lower than the present one."""
+    return bool((found.steps[found.reasons == StopReason.MAX_STEPS] < exploration.stopping.max_steps).any())
+
+
+def _check_extension(file: Path, saved: Sequence[Path], exploration: Explorer) -> None:
+    """Refuses to go on from where walkers have ended, if that is not known any more."""
+    missing = [walkers for walkers in saved if not walkers.is_file()]
+    if missing and file.is_file() and _ended_short(read_trajectory(file), exploration):
+        raise InputError(
+            f"dynamics.stopping.max_steps={exploration.stopping.max_steps}: the walkers of {file.parent} have ended, "
+            f"and cannot go on without {missing[0].name}, which is missing (earlier versions did not keep it); start "
+            "from the last frames under another name=..."
+        )
+
+
+def _reopen(store: RoundStore, file: Path, saved: Sequence[Path], exploration: Explorer) -> None:
+    """Makes a run that has ended one that was interrupted, if its walkers are to go on."""
+    found = read_trajectory(file)
+    if not _ended_short(found, exploration):
+        return
+    for number, walkers in enumerate(saved):
+        if not with_frames(walkers, found, found.walkers[number :: exploration.groups]):
+            raise InputError(f"{walkers} is missing or damaged, and the walkers cannot go on without it; restore it")
+    store.release(file)
 
 
 def walkers_table(exploration: Exploration) -> Table:
@@ -106,6 +143,8 @@ def walkers_table(exploration: Exploration) -> Table:
 def _check_plain_settings(cfg: DictConfig) -> None:
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise InputError(f"seed={cfg.seed} must be zero or a positive whole number")
+    if cfg.log_interval < 1:
+        raise InputError(f"log_interval={cfg.log_interval} must be at least 1 step")
     if cfg.get("logger"):
         raise InputError("logger: `ubmd md` logs to no logger, its results are in trajectory.h5; leave it out")
 
@@ -151,9 +190,16 @@ def _explore(
         )
     total = n_walkers * exploration.stopping.max_steps
     with progress.stage("walkers", total) as stage:
+        recording = Recording(Path(cfg.paths.run) / THERMO, int(cfg.log_interval), exploration.time_step)
+        logs = group_files(recording.log, exploration.groups)
+        told = 0
 
         def show(steps: int, running: int, highest: float) -> None:
+            nonlocal told
             stage.update(steps, total, f"{running} running, highest uncertainty {highest:.2f} eV/Å")
+            if LINES * steps // total > told and (line := last_line(logs)):
+                told = LINES * steps // total
+                progress.console.print(line, highlight=False, soft_wrap=True)
 
         return exploration(
             potential,
@@ -165,6 +211,7 @@ def _explore(
             checkpoint=Path(cfg.paths.run) / WALKERS,
             on_progress=show,
             elsewhere=elsewhere,
+            recording=recording,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ubmd.errors import InputError
 from ubmd.files import save_tensors
 from ubmd.torch_files import DamagedFileError, read_torch_file
 
-__all__ = ["fingerprint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["change_checkpoint", "fingerprint", "load_checkpoint", "save_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +40,34 @@ def fingerprint(state: WalkerState, *settings: object) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: Path, run: str, values: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, run: str, values: dict[str, Any], *, longer: str | None = None) -> None:
     """Writes ``values`` (plain containers, numbers, strings and tensors), whole or not at all.
 
     Args:
         path: the file; replaced if it exists.
         run: the run's :func:`fingerprint`.
         values: what to save.
+        longer: what also names runs that go on from this one with another limit on steps.
     """
-    save_tensors(path, {"version": _VERSION, "run": run, "values": values})
+    save_tensors(path, {"version": _VERSION, "run": run, "longer": longer, "values": values})
 
 
-def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
+def change_checkpoint(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Adds ``change`` of what was saved to it, for the same run; returns whether there is a file that is whole."""
+    try:
+        saved = read_torch_file(path)
+        if changes := change(saved["values"]):
+            save_tensors(path, saved | {"values": saved["values"] | changes})
+    except (FileNotFoundError, DamagedFileError, KeyError, TypeError):
+        return False
+    return True
+
+
+def load_checkpoint(path: Path, run: str, *, longer: str | None = None) -> dict[str, Any] | None:
     """What was saved, on the CPU, or None if there is no file or a damaged one.
 
     Raises:
-        InputError: if the file belongs to another run.
+        InputError: if the file belongs to another run, also by the name ``longer``.
     """
     if not path.exists():
         return None
@@ -64,7 +77,8 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     except (DamagedFileError, KeyError, TypeError):
         log.warning("%s is damaged; the walkers start afresh", path)
         return None
-    if version != _VERSION or owner != run:
+    same = owner == run or (longer is not None and saved.get("longer") == longer)
+    if version != _VERSION or not same:
         raise InputError(
             f"checkpoint {path} belongs to another run (other start, seeds, integrator, rules, "
             "frame_interval, skin or version); delete it to start the walkers afresh"

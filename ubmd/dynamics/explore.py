@@ -17,6 +17,7 @@ from ubmd.data.batch import collate
 from ubmd.data.inherit import Inherited, fixed_atoms
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.processes import GroupTask, OnProgress, SharedProgress, check_sendable
+from ubmd.dynamics.recording import Recording
 from ubmd.dynamics.respa import check_every
 from ubmd.dynamics.settings import in_turn
 from ubmd.dynamics.state import WalkerState, initial_state, resting_state
@@ -198,6 +199,7 @@ class Explorer:
         on_progress: OnProgress | None = None,
         reads: Collection[str] = (),
         elsewhere: Elsewhere | None = None,
+        recording: Recording | None = None,
     ) -> Exploration:
         """Runs the walkers, or continues them from ``checkpoint`` if that exists; see :func:`run_walkers`.
 
@@ -213,12 +215,19 @@ class Explorer:
             reads: names of what a reference reads of a structure besides the usual; frames have it of their start.
             elsewhere: runs groups in processes of their own, where ``workers`` are several:
                 :meth:`~ubmd.dynamics.processes.WalkerProcesses.run` with the potential's file.
+            recording: what to record besides, in a log for each group (:func:`group_files`).
 
         Raises:
             InputError: there are several ``workers``, but they are not given.
         """
         groups = self.groups_of(
-            starts, seed=seed, round_index=round_index, dtype=dtype, device=device, checkpoint=checkpoint
+            starts,
+            seed=seed,
+            round_index=round_index,
+            dtype=dtype,
+            device=device,
+            checkpoint=checkpoint,
+            recording=recording,
         )
         return self.joined(run_groups(groups, potential, self.workers, on_progress, elsewhere), starts, reads)
 
@@ -231,12 +240,19 @@ class Explorer:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         checkpoint: Path | None = None,
+        recording: Recording | None = None,
     ) -> list[WalkerGroup]:
         """The walkers in groups that are to run; arguments are those of :meth:`__call__`."""
         begun = walker_starts(starts, self.n_walkers)
         files = [None] * self.groups if checkpoint is None else group_files(checkpoint, self.groups)
         make = partial(WalkerGroup, self, begun, seed, round_index, dtype, device)
-        return [make(file, number) for number, file in enumerate(files)]
+        if recording is None:
+            return [make(file, number) for number, file in enumerate(files)]
+        logs = group_files(recording.log, self.groups)
+        return [
+            make(file, number, replace(recording, log=own))
+            for number, (file, own) in enumerate(zip(files, logs, strict=True))
+        ]
 
     def joined(self, found: Sequence[Exploration], starts: Sequence[Atoms], reads: Collection[str] = ()) -> Exploration:
         """What the groups of :meth:`groups_of` found as one; arguments are those of :meth:`__call__`."""
@@ -283,6 +299,7 @@ class WalkerGroup:
     device: torch.device | str
     checkpoint: Path | None
     number: int
+    recording: Recording | None = None
 
     def __call__(self, potential: WalkerPotential, on_progress: OnProgress) -> Exploration:
         """Runs its walkers, or continues them from their checkpoint."""
@@ -300,6 +317,7 @@ class WalkerGroup:
             checkpoint=self.checkpoint,
             checkpoint_interval=how.checkpoint_interval,
             on_progress=on_progress,
+            recording=self.recording,
         )
 
 

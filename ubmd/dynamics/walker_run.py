@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ubmd.dynamics.checkpoint import load_checkpoint, save_checkpoint
+from ubmd.dynamics.checkpoint import change_checkpoint, load_checkpoint, save_checkpoint
 from ubmd.dynamics.exploration import Exploration
+from ubmd.dynamics.recording import Recorder
 from ubmd.dynamics.respa import evaluation_interval
 from ubmd.dynamics.state import WalkerState
 from ubmd.dynamics.stopping import StopReason
+from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 
-__all__ = ["WalkerRun"]
+__all__ = ["WalkerRun", "with_frames", "without_frames"]
 
 
 @dataclass
@@ -38,16 +40,22 @@ class WalkerRun:
     """Fields of the frames of one step."""
     stopped: list[dict[str, Tensor]] = field(default_factory=list)
     """What is known of walkers that stopped at one step."""
+    parked: list[dict[str, Any]] | None = None
+    """States of walkers that stopped at the limit on steps, as they are saved, for a run that goes beyond it; None if
+    there is to be none."""
+    log_size: int = 0
+    """Bytes of the log that the steps so far have written."""
 
     def __post_init__(self) -> None:
         self.first = int(self.start.step[0])
         self._count()
 
     @classmethod
-    def of(cls, start: WalkerState) -> WalkerRun:
+    def of(cls, start: WalkerState, *, extensible: bool = False) -> WalkerRun:
         """The run before its first step."""
         nobody = start.select(torch.zeros(0, dtype=torch.int64, device=start.step.device))
-        return cls(start, list(range(start.n_walkers)), nobody, torch.zeros_like(nobody.temperature))
+        highest, parked = torch.zeros_like(nobody.temperature), [] if extensible else None
+        return cls(start, list(range(start.n_walkers)), nobody, highest, parked=parked)
 
     def _count(self) -> None:
         # known on the host too, because a look at the device's copy would be a wait
@@ -68,8 +76,12 @@ class WalkerRun:
         self.steps = np.concatenate([self.steps, start.step.cpu().numpy()])
         return start
 
-    def record(self, state: WalkerState, reasons: np.ndarray | None, frame_interval: int) -> None:
+    def record(
+        self, state: WalkerState, reasons: np.ndarray | None, frame_interval: int, recorder: Recorder | None = None
+    ) -> None:
         """Takes in the state after a step, keeps its frames and parts with the walkers that stopped."""
+        if recorder is not None:
+            recorder.log(state, self.steps + 1)
         self.state = state
         self.rounds += 1
         self.steps += 1
@@ -80,7 +92,7 @@ class WalkerRun:
         if reasons is not None:
             keep = (keep & (reasons < StopReason.TEMPERATURE)) | (reasons == StopReason.UNCERTAINTY)
         if keep.any():
-            self.frames.append(_frames(state, keep))
+            self.frames.append(_frames(state, keep, {} if recorder is None else recorder.details(state)))
         if reasons is not None:
             self._part(reasons)
 
@@ -97,7 +109,42 @@ class WalkerRun:
                 "max_uncertainty": self.highest[gone].cpu().double(),
             }
         )
+        if self.parked is not None and (reasons == StopReason.MAX_STEPS).any():
+            ended = torch.as_tensor(np.flatnonzero(reasons == StopReason.MAX_STEPS), device=device)
+            self.parked.append(self.state.select(ended).state_dict())
         self.state, self.highest = self.state.select(left), self.highest[left]
+        self._count()
+
+    def extend(self, max_steps: int) -> None:
+        """Lets walkers that stopped at a lower limit on steps go on to ``max_steps``.
+
+        Raises:
+            InputError: a walker is beyond it, or others are still running: the batch would be another one.
+        """
+        ended = [part["steps"][part["reasons"] == StopReason.MAX_STEPS] for part in self.stopped]
+        steps = np.concatenate([self.steps, *(part.numpy() for part in ended)])
+        if steps.max(initial=0) > max_steps:
+            raise InputError(f"dynamics.stopping.max_steps={max_steps} is below the {steps.max()} steps that were done")
+        if not self.parked or not any((part < max_steps).any() for part in ended):
+            return
+        if self.state.n_walkers or self.waiting:
+            raise InputError(
+                "with dynamics.slots, walkers that have reached dynamics.stopping.max_steps go on only when all have "
+                "run: continue with the limit that the run has, and raise it then"
+            )
+        known = {
+            int(walker): highest
+            for part in self.stopped
+            for walker, highest in zip(part["walkers"], part["max_uncertainty"], strict=True)
+        }
+        device = self.start.step.device
+        self.state = WalkerState.joined([WalkerState.from_state_dict(part, device=device) for part in self.parked])
+        self.highest = torch.stack([known[walker] for walker in self.state.walker.tolist()]).to(self.highest)
+        self.parked = []
+        self.stopped = [
+            {name: values[part["reasons"] != StopReason.MAX_STEPS] for name, values in part.items()}
+            for part in self.stopped
+        ]
         self._count()
 
     def progress(self) -> tuple[int, int, float]:
@@ -106,8 +153,8 @@ class WalkerRun:
         highest = self.highest[~self.highest.isnan()]
         return done, self.state.n_walkers, float(highest.max()) if len(highest) else float("nan")
 
-    def save(self, path: Path, name: str) -> None:
-        """Writes everything to ``path``."""
+    def save(self, path: Path, name: str, longer: str | None = None) -> None:
+        """Writes everything to ``path``, for the run called ``name``, and for one that goes on, called ``longer``."""
         values: dict[str, Any] = {
             "state": self.state.state_dict(),
             "waiting": self.waiting,
@@ -116,14 +163,21 @@ class WalkerRun:
             "frames": self.frames,
             "stopped": self.stopped,
         }
-        save_checkpoint(path, name, values)
+        if self.parked is None:
+            save_checkpoint(path, name, values)
+        else:
+            save_checkpoint(path, name, values | {"parked": self.parked, "log_size": self.log_size}, longer=longer)
 
     @classmethod
-    def load(cls, path: Path, name: str, start: WalkerState) -> WalkerRun | None:
+    def load(cls, path: Path, name: str, start: WalkerState, longer: str | None = None) -> WalkerRun | None:
         """The run as saved, or None if it was not."""
-        saved = load_checkpoint(path, name)
+        saved = load_checkpoint(path, name, longer=longer)
         if saved is None:
             return None
+        if saved["frames"] is None:
+            raise InputError(
+                f"{path} is of a run that has ended, and its frames are missing; delete it to start afresh"
+            )
         device = start.step.device
         return cls(
             start,
@@ -134,11 +188,13 @@ class WalkerRun:
             rounds=saved["rounds"],
             frames=saved["frames"],
             stopped=saved["stopped"],
+            parked=saved.get("parked", None if longer is None else []),
+            log_size=saved.get("log_size", 0),
         )
 
     def result(self, numbers: np.ndarray, pbc: np.ndarray) -> Exploration:
         """All frames and fates in order."""
-        frames = _joined(self.frames or [_frames(self.state, np.zeros(0, dtype=bool), len(numbers))])
+        frames = _joined(self.frames or [_frames(self.state, np.zeros(0, dtype=bool), {}, len(numbers))])
         fates = _joined(self.stopped)
         frame_order = np.lexsort((frames["step"], frames["walker"]))
         fate_order = np.argsort(fates["walkers"])
@@ -150,8 +206,30 @@ class WalkerRun:
         )
 
 
-def _frames(state: WalkerState, keep: np.ndarray, n_atoms: int | None = None) -> dict[str, Tensor]:
-    """Fields of :class:`Exploration` of the walkers in ``keep`` [n_walkers], on the CPU."""
+def without_frames(path: Path) -> None:
+    """Takes the frames, which are elsewhere, out of the saved walkers of a run that has ended."""
+    change_checkpoint(path, lambda values: {} if values["frames"] is None else {"frames": None})
+
+
+def with_frames(path: Path, found: Exploration, walkers: np.ndarray) -> bool:
+    """Puts the frames of ``walkers`` back; returns whether there are saved walkers to go on with."""
+    own = torch.as_tensor(np.flatnonzero(np.isin(found.walker, walkers)))
+    frames = {name: torch.as_tensor(getattr(found, name)) for name in _FRAME if getattr(found, name) is not None}
+    again = [{name: values[own] for name, values in frames.items()}] if len(own) else []
+    return change_checkpoint(path, lambda values: {"frames": again} if values["frames"] is None else {})
+
+
+_FRAME = (
+    *("walker", "step", "positions", "cell", "energy", "uncertainty", "atomic_uncertainty", "tau"),
+    *("time", "momenta", "forces", "stress", "bias_energy"),
+)
+"""Fields of a frame; those of the second line need not be there."""
+
+
+def _frames(
+    state: WalkerState, keep: np.ndarray, details: dict[str, Tensor], n_atoms: int | None = None
+) -> dict[str, Tensor]:
+    """Fields of :class:`Exploration` of the walkers in ``keep`` [n_walkers], on the CPU, ``details`` among them."""
     batch = state.batch
     size = len(batch.numbers) // batch.n_systems if n_atoms is None else n_atoms
     chosen = torch.as_tensor(np.flatnonzero(keep), device=batch.positions.device)
@@ -170,8 +248,10 @@ def _frames(state: WalkerState, keep: np.ndarray, n_atoms: int | None = None) ->
         "uncertainty": real(state.uncertainty),
         "atomic_uncertainty": real(state.atomic_uncertainty, size),
         "tau": real(state.tau),
+        **{name: values[chosen.cpu()] for name, values in details.items()},
     }
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
-    return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
+    common = [key for key in parts[0] if all(key in part for part in parts)]
+    return {key: torch.cat([part[key] for part in parts]).numpy() for key in common}

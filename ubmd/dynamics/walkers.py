@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -14,6 +16,7 @@ from ubmd import interruption
 from ubmd.dynamics.checkpoint import fingerprint
 from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.noise import WalkerNoise
+from ubmd.dynamics.recording import Recorder, Recording
 from ubmd.dynamics.respa import Evaluations, check_every, evaluation_interval
 from ubmd.dynamics.skin import outran_skin, rebuild_neighbours
 from ubmd.dynamics.state import WalkerState, evaluate, shared_composition
@@ -82,6 +85,7 @@ def run_walkers(
     checkpoint_interval: int = 1000,
     on_progress: Callable[[int, int, float], None] | None = None,
     progress_interval: int = 100,
+    recording: Recording | None = None,
 ) -> Exploration:
     """Molecular dynamics of walkers as one batch; one that has a reason to stop stops alone.
 
@@ -115,6 +119,9 @@ def run_walkers(
         on_progress: called with steps done by all walkers together, number of walkers that run and the
             highest atomic uncertainty (eV/Å) met so far by those (NaN if not predicted).
         progress_interval: steps between these calls.
+        recording: what to record besides. With a ``checkpoint``, such a run can be continued with a larger
+            ``max_steps`` after its end, from the states of the walkers that the limit has stopped; without ``slots`` as
+            if the limit had been the larger one from the start.
 
     Raises:
         InputError: if walkers differ in composition or in what is fixed, a setting is out of range, a threshold is
@@ -139,26 +146,44 @@ def run_walkers(
     if bool((state.step % evaluation_interval(potential)).any()):
         raise InputError("walkers must start at a multiple of bias.every steps; set it to 1")
     few = () if slots == state.n_walkers else (slots,)  # files of earlier versions are of all at once
-    name = "" if file is None else fingerprint(state, integrator, rules, frame_interval, skin, *few)
-    run = (None if file is None else WalkerRun.load(file, name, state)) or WalkerRun.of(state)
-    with interruption.shielded():
+    names: tuple[str, ...] = ("",)
+    if file is not None:
+        limits = (rules, replace(rules, max_steps=1)) if recording else (rules,)
+        names = tuple(fingerprint(state, integrator, limit, frame_interval, skin, *few) for limit in limits)
+    run = (None if file is None else WalkerRun.load(file, names[0], state, *names[1:])) or WalkerRun.of(
+        state, extensible=recording is not None
+    )
+    if recording is not None:
+        run.extend(rules.max_steps)
+    with ExitStack() as stack:
+        recorder = None
+        if recording is not None:
+            recorder = stack.enter_context(closing(Recorder(recording, potential, integrator, run.log_size)))
+
+        def save() -> None:
+            if file is not None:
+                run.log_size = 0 if recorder is None else recorder.size()
+                run.save(file, *names)
+
+        stack.enter_context(interruption.shielded())
         while run.state.n_walkers or run.waiting:
             parts = [run.state] if run.state.n_walkers else []
             if room := run.room(slots, potential):
                 parts.append(_begun(run.next(room), potential, integrator, rules, skin))
+                if recorder is not None:
+                    recorder.log(parts[-1], parts[-1].step.cpu().numpy())
             for state, reasons in _steps(parts, potential, integrator, rules, skin):
-                run.record(state, reasons, frame_interval)
+                run.record(state, reasons, frame_interval, recorder)
                 interrupted = interruption.requested()
-                if file is not None and (interrupted or run.rounds % checkpoint_interval == 0):
-                    run.save(file, name)
+                if interrupted or run.rounds % checkpoint_interval == 0:
+                    save()
                 if interrupted:
                     interruption.stop()
                 if on_progress is not None and run.rounds % progress_interval == 0:
                     on_progress(*run.progress())
                 if run.room(slots, potential):
                     break
-    if file is not None:
-        run.save(file, name)
+        save()
     return run.result(numbers, pbc)
 
 

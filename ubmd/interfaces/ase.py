@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    CalculationFailed,
+    Calculator,
+    Parameters,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
@@ -106,9 +112,9 @@ class UBMDCalculator(Calculator):
         if not 0 <= skin < np.inf:
             raise InputError(f"skin must be zero or a positive length in Å, got {skin}")
         device = torch_device(device)
-        self._name = "the potential"
+        self._name, told = "the potential", {}
         if not isinstance(potential, UncertainPotential):
-            self._name = self.parameters["potential"] = str(potential)
+            self._name = told["potential"] = str(potential)
             potential = load_potential(potential, device=device, allow=allow)
         potential = _in_precision(potential, dtype)
         self._model = potential.model
@@ -127,11 +133,11 @@ class UBMDCalculator(Calculator):
         self.uncertainty: float | None = None
         self.atomic_uncertainty: NDArray[np.float64] | None = None
         self.bias_energy: float | None = None
-        self.parameters["dtype"] = str(next(self._model.parameters()).dtype).removeprefix("torch.")
+        told["dtype"] = str(next(self._model.parameters()).dtype).removeprefix("torch.")
         if self._potential.biased:
-            for option in ("tau", "tau_stress", "window", "rescale"):
-                self.parameters[option] = getattr(self._potential, option)
-            self.parameters["species_weights"] = dict(species_weights or {})
+            told |= {name: getattr(self._potential, name) for name in ("tau", "tau_stress", "window", "rescale")}
+            told["species_weights"] = dict(species_weights or {})
+        self.parameters = Parameters(told)  # what ASE's files keep of a calculator
 
     def _get_name(self) -> str:
         return "ubmd"
@@ -307,7 +313,7 @@ def _in_precision(potential: UncertainPotential, dtype: str | torch.dtype | None
     if name not in ("float32", "float64"):
         raise InputError(f"dtype={dtype} must be float32 or float64")
     potential = copy.deepcopy(potential)
-    for part in (potential.model, potential.uncertainty):
+    for part in (potential.get_submodule("potential"), potential.get_submodule("uncertainty")):
         part.to(getattr(torch, name))
     return potential
 

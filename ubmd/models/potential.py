@@ -242,6 +242,11 @@ class Potential(nn.Module):
     def cutoff(self) -> float:
         return self.model.cutoff  # pyright: ignore[reportReturnType]
 
+    @property
+    def unbiased(self) -> Potential:
+        """Itself; a biased potential has the one below its bias here."""
+        return self
+
     def atoms(self, batch: AtomicBatch, *, differentiable: bool = True) -> tuple[AtomicOutput, Leaf]:
         """The model's output with what it can be differentiated by.
 

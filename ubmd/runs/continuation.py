@@ -14,10 +14,24 @@ from ubmd.errors import InputError
 from ubmd.reference.base import NOT_OF_LABELS
 from ubmd.secrecy import hidden
 
-__all__ = ["MAY_DIFFER", "MAY_GROW", "NOT_CHECKED", "config_digest", "differences", "flatten", "read_config", "without"]
+__all__ = [
+    "MAY_DIFFER",
+    "MAY_EXTEND",
+    "MAY_GROW",
+    "NOT_CHECKED",
+    "config_digest",
+    "differences",
+    "flatten",
+    "read_config",
+    "without",
+]
 
 MAY_DIFFER = (
+<<<<<<< HEAD
     *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "trainer.profiler"),
+=======
+    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "log_interval"),
+>>>>>>> a1ce26b (ubmd md: a log, frames in full, runs that go on beyond their limit; ubmd convert: H5MD, ASE, extended XYZ)
     "size",  # what it says is where it is used
     # where things are kept that tell themselves what they are; a potential is told by its contents
     *("potential", "system.relax.folder", "data.test.path", "data.test.sample.labels"),
@@ -29,6 +43,9 @@ MAY_DIFFER = (
 MAY_GROW = ("learning.max_rounds", "learning.max_structures")
 """Limits that only say when to stop: they may be any number that the run has not passed yet. Those of the trainer
 are none of them, because schedules of the learning rate depend on them."""
+
+MAY_EXTEND = ("dynamics.stopping.max_steps",)
+"""Limits of a run of `ubmd md` that may become larger; unlike those of :data:`MAY_GROW` they are in its checksum."""
 
 NOT_CHECKED = (*MAY_DIFFER, *MAY_GROW)
 """Parts of the configuration that are not in its checksum in a run's folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,9 @@ import yaml
 from ubmd.errors import InputError
 from ubmd.files import write_text
 from ubmd.provenance import circumstances
-from ubmd.runs.continuation import MAY_GROW, NOT_CHECKED, config_digest, differences, read_config
+from ubmd.runs.continuation import MAY_EXTEND, MAY_GROW, NOT_CHECKED, config_digest, differences, read_config
 from ubmd.runs.integrity import is_json, repair
-from ubmd.runs.records import write_record
+from ubmd.runs.records import read_record, write_record
 from ubmd.runs.store import RoundStore
 from ubmd.runs.versions import upgraded
 from ubmd.secrecy import hidden
@@ -25,7 +25,7 @@ __all__ = ["open_run"]
 log = logging.getLogger(__name__)
 
 
-def open_run(store: RoundStore, config: Mapping[str, Any]) -> None:
+def open_run(store: RoundStore, config: Mapping[str, Any], *, extensible: bool = False) -> None:
     """Creates the folder, or checks that it belongs to the same configuration and is as it was left.
 
     What can be made again from other files of the folder is made again.
@@ -34,6 +34,7 @@ def open_run(store: RoundStore, config: Mapping[str, Any]) -> None:
         store: of the folder.
         config: the resolved configuration, which is kept without its secrets. It may differ in what
             :mod:`ubmd.runs.continuation` lists.
+        extensible: whether it may differ in :data:`~ubmd.runs.continuation.MAY_EXTEND` too.
 
     Raises:
         InputError: the folder holds a run with another configuration, or a file that was damaged and cannot be
@@ -43,27 +44,32 @@ def open_run(store: RoundStore, config: Mapping[str, Any]) -> None:
     store.path.mkdir(parents=True, exist_ok=True)
     if not store.is_begun():
         write_text(store.path / "provenance.json", json.dumps(circumstances(config), indent=2))
-        write_record(store.record, {"config": config_digest(config, leave_out=NOT_CHECKED), "files": {}})
+        write_record(store.record, {"config": _checksum(config), "files": {}})
         write_text(store.path / "config.yaml", _as_yaml(config))
         return
-    grown = _compare(store, config)
+    grown = _compare(store, config, MAY_EXTEND if extensible else ())
     repair(store)
     _tell_changes(store, config, grown)
     store.tidy(len(store.records()))
 
 
-def _compare(store: RoundStore, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _compare(store: RoundStore, config: Mapping[str, Any], limits: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Raises InputError for another configuration; writes the present one if the file was damaged or has grown.
+
+    Args:
+        store: of the folder.
+        config: the present one.
+        limits: keys in which it may be larger, besides those in which it may differ.
 
     Returns:
         the limits that have grown, by key: the value before, and now.
     """
     file, known = store.path / "config.yaml", store.config_checksum()
-    same = None if known is None else known == config_digest(config, leave_out=NOT_CHECKED)
+    same = None if known is None else known == _checksum(config)
     _check_limits(store, config)
     try:
         before = read_config(file)
-        whole = known is None or known == config_digest(before, leave_out=NOT_CHECKED)
+        whole = known is None or known == _checksum(before)
         fault = f"{file} was changed since it was written"
     except InputError as error:
         before, whole, fault = {}, False, str(error)
@@ -77,16 +83,26 @@ def _compare(store: RoundStore, config: Mapping[str, Any]) -> dict[str, tuple[An
         write_text(file, _as_yaml(config))
         return {}
     different = differences(upgraded(before), upgraded(config))
-    grown = {key: different.pop(key) for key in MAY_GROW if key in different}
+    grown = {key: different.pop(key) for key in (*MAY_GROW, *limits) if key in different}
     if different:
         key, (old, new) = next(iter(different.items()))
         raise InputError(
             f"{store.path} holds a run with {key}={old}, now it is {new}; "
             "restore that setting, choose another name=... or remove the folder"
         )
+    for key in limits:
+        old, new = grown.get(key, (0, 0))
+        if new < old:
+            raise InputError(f"{key}={new} is below the {old} of {store.path}; give more, or choose another name=...")
     if grown:
+        if known is not None and not same:  # first: a kill before the second is put right by the same command
+            write_record(store.record, (read_record(store.record) or {}) | {"config": _checksum(config)})
         write_text(file, _as_yaml(config))
     return grown
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    return config_digest(config, leave_out=NOT_CHECKED)
 
 
 def _check_limits(store: RoundStore, config: Mapping[str, Any]) -> None:

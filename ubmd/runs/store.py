@@ -41,6 +41,12 @@ class RoundStore:
         content = read_record(self.record) or {}
         write_record(self.record, content | {"files": content.get("files", {}) | checksums(*paths)})
 
+    def release(self, path: Path) -> None:
+        """Takes a file that :meth:`keep` was given for unfinished again."""
+        content = read_record(self.record) or {}
+        files = {name: digest for name, digest in content.get("files", {}).items() if name != path.name}
+        write_record(self.record, content | {"files": files})
+
     def keeps(self, path: Path) -> bool:
         """Whether :meth:`keep` was given a file, so that it is finished."""
         return path.name in (read_record(self.record) or {}).get("files", {})

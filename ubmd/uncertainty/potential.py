@@ -39,6 +39,11 @@ class UncertainPotential(nn.Module):
         return self.potential.model
 
     @property
+    def unbiased(self) -> Potential:
+        """The potential alone, whatever bias there is."""
+        return self.potential
+
+    @property
     def cutoff(self) -> float:
         """Cutoff of the model, Å."""
         return self.potential.cutoff
