@@ -246,13 +246,10 @@ class Explorer:
         begun = walker_starts(starts, self.n_walkers)
         files = [None] * self.groups if checkpoint is None else group_files(checkpoint, self.groups)
         make = partial(WalkerGroup, self, begun, seed, round_index, dtype, device)
-        if recording is None:
-            return [make(file, number) for number, file in enumerate(files)]
-        logs = group_files(recording.log, self.groups)
-        return [
-            make(file, number, replace(recording, log=own))
-            for number, (file, own) in enumerate(zip(files, logs, strict=True))
-        ]
+        logs: list[Recording | None] = [None] * self.groups
+        if recording is not None:
+            logs = [replace(recording, log=own) for own in group_files(recording.log, self.groups)]
+        return [make(file, number, own) for number, (file, own) in enumerate(zip(files, logs, strict=True))]
 
     def joined(self, found: Sequence[Exploration], starts: Sequence[Atoms], reads: Collection[str] = ()) -> Exploration:
         """What the groups of :meth:`groups_of` found as one; arguments are those of :meth:`__call__`."""

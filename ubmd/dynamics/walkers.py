@@ -142,29 +142,15 @@ def run_walkers(
             f"constant pressure needs walkers that are periodic in three directions, got pbc={pbc.tolist()}; "
             "use dynamics at constant volume"
         )
-    file = None if checkpoint is None else Path(checkpoint)
     if bool((state.step % evaluation_interval(potential)).any()):
         raise InputError("walkers must start at a multiple of bias.every steps; set it to 1")
     few = () if slots == state.n_walkers else (slots,)  # files of earlier versions are of all at once
-    names: tuple[str, ...] = ("",)
-    if file is not None:
-        limits = (rules, replace(rules, max_steps=1)) if recording else (rules,)
-        names = tuple(fingerprint(state, integrator, limit, frame_interval, skin, *few) for limit in limits)
-    run = (None if file is None else WalkerRun.load(file, names[0], state, *names[1:])) or WalkerRun.of(
-        state, extensible=recording is not None
-    )
-    if recording is not None:
-        run.extend(rules.max_steps)
+    file = None if checkpoint is None else Path(checkpoint)
+    run, save = _opened(state, file, rules, recording, (integrator, frame_interval, skin, *few))
     with ExitStack() as stack:
         recorder = None
         if recording is not None:
             recorder = stack.enter_context(closing(Recorder(recording, potential, integrator, run.log_size)))
-
-        def save() -> None:
-            if file is not None:
-                run.log_size = 0 if recorder is None else recorder.size()
-                run.save(file, *names)
-
         stack.enter_context(interruption.shielded())
         while run.state.n_walkers or run.waiting:
             parts = [run.state] if run.state.n_walkers else []
@@ -176,15 +162,48 @@ def run_walkers(
                 run.record(state, reasons, frame_interval, recorder)
                 interrupted = interruption.requested()
                 if interrupted or run.rounds % checkpoint_interval == 0:
-                    save()
+                    save(recorder)
                 if interrupted:
                     interruption.stop()
                 if on_progress is not None and run.rounds % progress_interval == 0:
                     on_progress(*run.progress())
                 if run.room(slots, potential):
                     break
-        save()
+        save(recorder)
     return run.result(numbers, pbc)
+
+
+def _opened(
+    state: WalkerState,
+    file: Path | None,
+    rules: StoppingRules,
+    recording: Recording | None,
+    settings: tuple[object, ...],
+) -> tuple[WalkerRun, Callable[[Recorder | None], None]]:
+    """A run as it was saved, or before its first step, and what saves it again.
+
+    Args:
+        state: the walkers as they start.
+        file: of the run; None for one that is not saved.
+        rules: when to stop.
+        recording: what is recorded, if that is anything.
+        settings: all else that decides the trajectory; the first is the integrator.
+    """
+    new = WalkerRun.of(state, extensible=recording is not None)
+    if file is None:
+        return new, lambda recorder: None
+    integrator, *others = settings
+    limits = [rules] if recording is None else [rules, replace(rules, max_steps=1)]
+    names = [fingerprint(state, integrator, limit, *others) for limit in limits]
+    run = WalkerRun.load(file, names[0], state, *names[1:]) or new
+    if recording is not None:
+        run.extend(rules.max_steps)
+
+    def save(recorder: Recorder | None) -> None:
+        run.log_size = 0 if recorder is None else recorder.size()
+        run.save(file, *names)
+
+    return run, save
 
 
 def check_independent(potential: object, setting: str) -> None:
