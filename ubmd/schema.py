@@ -41,6 +41,7 @@ KEYS: Mapping[str, Any] = {
     "trajectory": str,
     "walker": Literal["all"] | int,
     "system_name": str | None,
+    "axes": Literal["standard", "given"],
     "file": str,
     "wait": float,
     "log_interval": int,

@@ -19,7 +19,7 @@ from ubmd.dynamics.exploration import Exploration
 from ubmd.dynamics.trajectory import write_trajectories, write_trajectory
 from ubmd.errors import InputError
 from ubmd.interfaces import convert as module
-from ubmd.interfaces.convert import convert_trajectory
+from ubmd.interfaces.convert import convert_trajectory, turned
 
 COUNTS = (3, 0, 5)
 """Frames of the walkers."""
@@ -173,13 +173,14 @@ def test_mdanalysis_reads_h5md(source: Path) -> None:
     mda = pytest.importorskip("MDAnalysis")
     found = exploration(crystal=True, recorded=True)
     write_trajectory(source, found)
-    (written,) = convert_trajectory(source, source.with_name("out.h5md"), "h5md", walker=2)
+    (written,) = convert_trajectory(source, source.with_name("out.h5md"), "h5md", walker=2, standard_axes=True)
     own = found.of_walker(2)
-    assert own.momenta is not None
-    assert own.forces is not None
     ase.io.write(source.with_name("topology.xyz"), structure(), format="xyz")
     universe = mda.Universe(str(source.with_name("topology.xyz")), str(written.path))
     assert len(universe.trajectory) == 5
+    own = turned(own)
+    assert own.momenta is not None
+    assert own.forces is not None
     for i, step in enumerate(universe.trajectory):
         assert step.time == pytest.approx(0.0005 * own.step[i]), "ps"
         np.testing.assert_allclose(universe.atoms.positions, own.positions[i], rtol=1e-6)
@@ -188,6 +189,49 @@ def test_mdanalysis_reads_h5md(source: Path) -> None:
         np.testing.assert_allclose(universe.atoms.forces * units.kJ / units.mol, own.forces[i], rtol=1e-5)
         np.testing.assert_allclose(step.dimensions, Atoms(cell=own.cell[i]).cell.cellpar(), rtol=1e-5)
         assert step.data["potential_energy"] == own.energy[i]
+
+
+def test_mdanalysis_finds_neighbours_across_faces(source: Path) -> None:
+    """Of a cell in any orientation, by ASE's minimum image."""
+    mda = pytest.importorskip("MDAnalysis")
+    distances = pytest.importorskip("MDAnalysis.lib.distances")
+    found = exploration(crystal=True, recorded=True)
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    turn *= np.linalg.det(turn)
+    found = replace(found, cell=found.cell @ turn, pbc=np.ones(3, dtype=bool), positions=0.05 * found.positions)
+    write_trajectory(source, found)
+    (written,) = convert_trajectory(source, source.with_name("out.h5md"), "h5md", walker=0, standard_axes=True)
+    ase.io.write(source.with_name("topology.xyz"), structure(), format="xyz")
+    universe = mda.Universe(str(source.with_name("topology.xyz")), str(written.path))
+    for i, step in enumerate(universe.trajectory):
+        atoms = Atoms(found.numbers, found.positions[i], cell=found.cell[i], pbc=True)
+        theirs = distances.distance_array(universe.atoms.positions, universe.atoms.positions, box=step.dimensions)
+        np.testing.assert_allclose(theirs, atoms.get_all_distances(mic=True), atol=1e-4)
+
+
+def test_turned_frames_are_the_same_crystals() -> None:
+    found = exploration(crystal=True, recorded=True)
+    new = turned(found)
+    assert not np.triu(new.cell, 1).any()
+    assert new.momenta is not None
+    assert new.forces is not None
+    assert new.stress is not None
+    for i in range(found.n_frames):
+        before, after = (Atoms(f.numbers, f.positions[i], cell=f.cell[i]) for f in (found, new))
+        np.testing.assert_allclose(after.cell.cellpar(), before.cell.cellpar(), rtol=1e-10)
+        scaled = [a.cell.scaled_positions(a.positions) for a in (before, after)]
+        np.testing.assert_allclose(*scaled, atol=1e-10)
+        # powers of forces, and tractions on the faces along their normals
+        powers = [(f.forces[i] * f.momenta[i]).sum(1) for f in (found, new)]
+        np.testing.assert_allclose(*powers, rtol=1e-9)
+        normals = [np.linalg.inv(f.cell[i]).T for f in (found, new)]
+        tractions = [np.einsum("ka,ab,lb->kl", n, f.stress[i], n) for n, f in zip(normals, (found, new), strict=True)]
+        np.testing.assert_allclose(*tractions, rtol=1e-8, atol=1e-10)
+    assert turned(new) is new
+    left = replace(found, cell=-found.cell)
+    assert turned(left) is left
+    molecule = exploration(crystal=False, recorded=False)
+    assert turned(molecule) is molecule
 
 
 @pytest.mark.parametrize("to", ["traj", "extxyz", "h5md"])

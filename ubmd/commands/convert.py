@@ -49,6 +49,7 @@ def convert(cfg: DictConfig) -> None:
             walker=walker,
             system=cfg.system_name,
             time_steps=time_steps,
+            standard_axes=cfg.to == "h5md" and cfg.axes == "standard",
             on_frames=stage.update,
         )
         table = Table(box=box.SIMPLE_HEAD)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
+from ase.cell import Cell
 from ase.io.trajectory import TrajectoryWriter
 
 from ubmd.dynamics.exploration import Exploration, frames_with_results
@@ -16,7 +18,7 @@ from ubmd.errors import InputError
 from ubmd.files import replaced
 from ubmd.interfaces.h5md import write_h5md
 
-__all__ = ["FORMATS", "Written", "convert_trajectory"]
+__all__ = ["FORMATS", "Written", "convert_trajectory", "turned"]
 
 BLOCK = 200_000
 """Atoms, of all frames together, that are in memory at once."""
@@ -41,6 +43,7 @@ def convert_trajectory(
     walker: int | None = None,
     system: str | None = None,
     time_steps: Mapping[str, float] | None = None,
+    standard_axes: bool = False,
     on_frames: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
     """Writes the frames of each walker of a trajectory into a file of its own.
@@ -52,6 +55,7 @@ def convert_trajectory(
         walker: whose frames; None for all.
         system: whose walkers; None for all.
         time_steps: fs, by system, for trajectories that hold no time.
+        standard_axes: turn each frame as :func:`turned` does.
         on_frames: called with the frames written so far, and those there are.
 
     Raises:
@@ -74,7 +78,8 @@ def convert_trajectory(
             words += [f"walker-{w}"] if walker is None and len(_walkers(part)) > 1 else []
             path = target.with_stem("-".join([target.stem, *words]))
             with replaced(path) as temporary:
-                FORMATS[to](temporary, _blocks(part, w, (time_steps or {}).get(name)), n_frames)
+                blocks = _blocks(part, w, (time_steps or {}).get(name))
+                FORMATS[to](temporary, map(turned, blocks) if standard_axes else blocks, n_frames)
             written.append(Written(path, name, w, n_frames))
             if on_frames is not None:
                 on_frames(sum(sizes[: len(written)]), sum(sizes))
@@ -95,6 +100,26 @@ def _blocks(part: TrajectoryPart, walker: int, time_step: float | None) -> Itera
         if block.time is None and time_step is not None:
             block = replace(block, time=block.step * time_step)
         yield block
+
+
+def turned(block: Exploration) -> Exploration:
+    """The frames turned so that their first lattice vector is along x and the second in the xy plane.
+
+    Programs that know a cell by its lengths and angles alone, MDAnalysis among them, take that for granted. A crystal
+    is the same after it; frames without three lattice vectors, or with left-handed ones, which would become another
+    one, stay as they are.
+    """
+    diagonal = block.cell.diagonal(axis1=1, axis2=2)
+    if not (np.linalg.det(block.cell) > 0).all() or ((diagonal > 0).all() and not np.triu(block.cell, 1).any()):
+        return block
+    cells, turns = (np.array(part) for part in zip(*(Cell(cell).standard_form() for cell in block.cell), strict=True))
+    changes: dict[str, Any] = {"cell": cells}
+    for name in ("positions", "momenta", "forces"):
+        if (values := getattr(block, name)) is not None:
+            changes[name] = values @ turns.transpose(0, 2, 1)
+    if block.stress is not None:
+        changes["stress"] = turns @ block.stress @ turns.transpose(0, 2, 1)
+    return replace(block, **changes)
 
 
 def _write_traj(path: Path, blocks: Iterable[Exploration], n_frames: int) -> None:
