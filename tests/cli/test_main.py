@@ -116,7 +116,8 @@ def test_help_marks_the_chosen_option(capsys: pytest.CaptureFixture[str]) -> Non
 SENTENCES = {
     "lern": (
         "lern is not a command; did you mean learn? "
-        "(valid: learn, train, evaluate, md, committee, label, serve, export, convert, compare, figures, report, init, check)"
+        "(valid: learn, train, evaluate, md, committee, label, serve, export, convert, compare, figures, report, init, "
+        "check)"
     ),
     "learn --multi": "unrecognized arguments: --multi; see ubmd learn --help",
     "learn bias.denominatr=3": (

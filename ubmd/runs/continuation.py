@@ -27,11 +27,7 @@ __all__ = [
 ]
 
 MAY_DIFFER = (
-<<<<<<< HEAD
-    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "trainer.profiler"),
-=======
-    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "log_interval"),
->>>>>>> a1ce26b (ubmd md: a log, frames in full, runs that go on beyond their limit; ubmd convert: H5MD, ASE, extended XYZ)
+    *("paths", "logger", "debug", "device", "retry", "allow", "dynamics.workers", "trainer.profiler", "log_interval"),
     "size",  # what it says is where it is used
     # where things are kept that tell themselves what they are; a potential is told by its contents
     *("potential", "system.relax.folder", "data.test.path", "data.test.sample.labels"),
