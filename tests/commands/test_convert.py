@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.interfaces.test_convert import exploration
+from tests.run_folders import runs_in
 from ubmd.cli import main as cli
 from ubmd.commands.convert import time_steps_of
 from ubmd.dynamics.trajectory import write_trajectories, write_trajectory
@@ -39,7 +40,7 @@ def test_files_of_walkers(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "out/md-walker-0.extxyz" in shown
     assert [a.info["time_fs"] for a in ase.io.read("out/md-walker-2.extxyz", ":")] == [5, 10, 15, 20, 25]
     assert cli.main(["convert", "trajectory=learned/rounds/001/trajectory.h5", "to=traj", "walker=0"]) == 0
-    (made,) = Path("runs/convert").glob("*/trajectory.traj")
+    (made,) = [file for folder in runs_in(Path("runs/convert")) for file in folder.glob("*.traj")]
     assert [a.info["time_fs"] for a in ase.io.read(made, ":")] == [2.5, 5, 7.5]
 
 
