@@ -118,6 +118,16 @@ def test_some_keys_may_differ(store: RoundStore) -> None:
         open_run(store, CONFIG | {"loggers": {"csv": 1}})
 
 
+def test_a_run_of_an_earlier_version_is_extended_again_and_again(tmp_path: Path) -> None:
+    """Its configuration lacks a key that there is now; with a new limit it is written in the words of this version."""
+    store, model = RoundStore(tmp_path), {"_target_": "ubmd.models.gmnn.GMNN"}
+    open_run(store, CONFIG | {"model": model, "learning": {"max_rounds": 2, "max_structures": 10}})
+    now = CONFIG | {"model": model | {"repulsion_cutoff": 0.7}}
+    for limit in (3, 4, 4):
+        open_run(store, now | {"learning": {"max_rounds": limit, "max_structures": 10}})
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["learning"]["max_rounds"] == limit
+
+
 def test_a_new_store_is_empty(store: RoundStore) -> None:
     assert store.records() == []
     assert store.structures(0) == []
