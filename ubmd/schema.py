@@ -242,7 +242,7 @@ def described(hint: Any) -> str:
         return _NAMES[hint]
     if _is_mapping(hint):
         inner = f" of {_plural(arguments[1])}" if len(arguments) == 2 else ""
-        return f"a mapping{inner}, written {{key: value}}"
+        return f"a mapping{inner}, written {{name: value}}"
     if _is_list(hint):
         if origin is tuple and arguments and arguments[-1] is not ...:
             return f"a list of {len(arguments)} {_plural(arguments[0])}"
