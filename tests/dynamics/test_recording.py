@@ -13,20 +13,23 @@ from ase import Atoms, units
 from ase.calculators.emt import EMT
 
 from tests.dynamics.npt_toys import AseWalkers
+from tests.dynamics.test_slots import assert_close
 from tests.dynamics.test_walker_resume import (
     CHAINED,
     LANGEVIN,
     Interrupted,
+    burst,
     explore,
     molecules,
     pressed,
     slowly_biased,
 )
-from tests.dynamics.walker_toys import Toy, assert_same, cluster, walkers
+from tests.dynamics.walker_toys import SlowToy, Toy, assert_same, cluster, walkers
 from ubmd.data.batch import collate
+from ubmd.dynamics.checkpoint import change_checkpoint
 from ubmd.dynamics.integrators.langevin import Langevin
 from ubmd.dynamics.integrators.mtk import MTK
-from ubmd.dynamics.recording import COLUMNS, Recording
+from ubmd.dynamics.recording import COLUMNS, Recording, last_line
 from ubmd.dynamics.state import initial_state
 from ubmd.dynamics.stopping import StoppingRules, StopReason
 from ubmd.dynamics.walker_run import with_frames, without_frames
@@ -199,3 +202,49 @@ def test_a_log_that_is_gone_is_begun_anew(tmp_path, caplog):
     explore((state, toy, rules), **options)
     assert "rows are missing" in caplog.text
     assert min(row["step"] for row in rows(tmp_path / "log.csv")) == 70
+
+
+def test_a_bias_that_is_not_evaluated_is_not_zero(tmp_path):
+    """Between its evaluations neither its energy nor the conserved one is known."""
+    state, toy, rules = slowly_biased()
+    explore((state, toy, replace(rules, max_steps=20)), recording=Recording(tmp_path / "log.csv", 2, 1.0))
+    written = rows(tmp_path / "log.csv")
+    assert {row["step"] for row in written if np.isfinite(row["bias_energy_ev"])} == {0, 10, 20}
+    assert all(np.isfinite(row["potential_energy_ev"]) for row in written)
+    state, toy, rules = pressed()
+    toy = SlowToy(cutoff=3.2, epsilon=0.1, sigma=2.4, tether=0.0, fault=burst)
+    explore((state, toy, replace(rules, max_steps=20)), CHAINED, recording=Recording(tmp_path / "npt.csv", 2, 1.0))
+    written = rows(tmp_path / "npt.csv")
+    assert {row["step"] for row in written if np.isfinite(row["conserved_energy_ev"])} == {0, 10, 20}
+
+
+def test_walkers_that_went_on_in_turn_go_on_together(tmp_path, caplog):
+    """More of them than slots, each as it would have alone."""
+    state, toy, rules = molecules()
+    rules = replace(rules, max_steps=50)
+    whole = explore((state, toy, rules), slots=2)
+    options = {"checkpoint": tmp_path / "walkers.pt", "recording": Recording(tmp_path / "log.csv", 10, 1.0), "slots": 2}
+    explore((state, toy, replace(rules, max_steps=30)), **options)
+    found = explore((state, toy, rules), **options)
+    assert_close(found, whole)
+    assert "slots=2: the 3 walkers" in caplog.text
+
+
+def test_states_that_were_not_kept_are_missed(tmp_path):
+    """As by an earlier version that was interrupted after some walkers had ended."""
+    state, toy, rules = molecules()
+    options = {"checkpoint": tmp_path / "walkers.pt", "recording": Recording(tmp_path / "log.csv", 10, 1.0)}
+    explore((state, toy, replace(rules, max_steps=60)), **options)
+    assert change_checkpoint(options["checkpoint"], lambda values: {"parked": []})
+    with pytest.raises(InputError, match="has not kept all of their states"):
+        explore((state, toy, rules), **options)
+
+
+def test_a_line_that_is_being_written_is_not_shown(tmp_path):
+    log, row = tmp_path / "log.csv", ",".join(["0", "20", *["1.5"] * (len(COLUMNS) - 2)])
+    log.write_text(",".join(COLUMNS) + f"\n{row}\n")
+    shown = last_line([log])
+    assert shown.startswith("step 20, 1.5 ps")
+    with log.open("a") as file:
+        file.write("0,40,0.0")
+    assert last_line([log]) == shown

@@ -1,7 +1,8 @@
 """What users of molecular dynamics expect besides the frames of active learning: a log, and frames in full.
 
 The log is a table of comma-separated values with a row for each walker and each ``interval`` steps, its start included.
-What does not apply is empty. Energies and pressure are without the bias.
+What does not apply is empty, and so is what is not known between two evaluations of a bias (``bias.every``). Energies
+and pressure are without the bias.
 
 Columns:
 
@@ -36,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ubmd.dynamics.respa import evaluation_interval
 from ubmd.dynamics.state import WalkerState, degrees_of_freedom
 from ubmd.models.potential import Prediction, WalkerPotential
 from ubmd.units import ACCELERATION, KB, MPA
@@ -76,7 +78,7 @@ class Recorder:
     """
 
     def __init__(self, settings: Recording, potential: WalkerPotential, integrator: Any, size: int):
-        self._settings, self._integrator = settings, integrator
+        self._settings, self._integrator, self._every = settings, integrator, evaluation_interval(potential)
         self._unbiased: WalkerPotential = getattr(potential, "unbiased", potential)
         self._last: tuple[WalkerState, Prediction] | None = None
         settings.log.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ class Recorder:
         due = np.flatnonzero(steps % self._settings.interval == 0)
         if not len(due):
             return
-        columns = self._columns(state)
+        columns = self._columns(state, full=steps[due[0]] % self._every == 0)
         for place in due:
             row = [f"{int(state.walker[place])}", f"{steps[place]}"]
             row += ["" if values is None else f"{float(values[place]):.10g}" for values in columns]
@@ -127,8 +129,13 @@ class Recorder:
             self._last = state, self._unbiased(state.batch, None, stress=crystal)
         return self._last[1]
 
-    def _columns(self, state: WalkerState) -> list[Tensor | None]:
-        """[n_walkers] of each column but the first two, on the CPU; None for what does not apply."""
+    def _columns(self, state: WalkerState, *, full: bool) -> list[Tensor | None]:
+        """[n_walkers] of each column but the first two, on the CPU; None for what does not apply or is not known.
+
+        Args:
+            state: of the walkers.
+            full: whether the last evaluation was one of the bias too.
+        """
         time_step, energy = self._settings.time_step, state.energy
         time = None if time_step is None else state.step.double() * (1e-3 * time_step)
         kinetic = temperature = total = None
@@ -144,7 +151,8 @@ class Recorder:
             trace = stress.double().diagonal(dim1=1, dim2=2).sum(1)
             moving = 0.0 if kinetic is None else 2 * kinetic / volume
             pressure = (moving - trace) / (3 * MPA)
-        values = [time, energy, _or_zero(state.bias_energy, state), kinetic, total, self._conserved(state)]
+        bias, conserved = (_or_zero(state.bias_energy, state), self._conserved(state)) if full else (None, None)
+        values = [time, energy, bias, kinetic, total, conserved]
         values += [temperature, pressure, volume, state.uncertainty, state.max_uncertainty(), state.tau]
         return [None if v is None else v.detach().cpu() for v in values]
 
@@ -172,7 +180,8 @@ def last_line(logs: Sequence[Path]) -> str:
         if file.is_file():
             with file.open("rb") as stream:
                 stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
-                lines = stream.read().decode().splitlines()[1:]  # the first one may be half a row, or is the header
+                whole, _, _ = stream.read().rpartition(b"\n")  # another process may be writing the last one
+                lines = whole.decode().splitlines()[1:]  # the first one may be half a row, or is the header
             rows += [dict(zip(COLUMNS, map(_number, row.split(",")), strict=True)) for row in lines]
     last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
     means = {name: float(np.mean([row[name] for row in last])) for name in COLUMNS if last}

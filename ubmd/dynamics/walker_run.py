@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 
 __all__ = ["WalkerRun", "with_frames", "without_frames"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,7 +66,7 @@ class WalkerRun:
 
     def room(self, slots: int, potential: WalkerPotential) -> int:
         """How many walkers may begin now."""
-        free = min(slots - self.state.n_walkers, len(self.waiting))
+        free = min(max(slots - self.state.n_walkers, 0), len(self.waiting))  # those that go on may be more than slots
         if free and len(self.steps) and (self.steps[0] - self.first) % evaluation_interval(potential):
             return 0
         return free
@@ -115,17 +118,18 @@ class WalkerRun:
         self.state, self.highest = self.state.select(left), self.highest[left]
         self._count()
 
-    def extend(self, max_steps: int) -> None:
-        """Lets walkers that stopped at a lower limit on steps go on to ``max_steps``.
+    def extend(self, max_steps: int, slots: int) -> None:
+        """Lets walkers that stopped at a lower limit on steps go on to ``max_steps``, all at once.
 
         Raises:
-            InputError: a walker is beyond it, or others are still running: the batch would be another one.
+            InputError: a walker is beyond it, its state was not kept, or others are still running: the batch would be
+                another one.
         """
         ended = [part["steps"][part["reasons"] == StopReason.MAX_STEPS] for part in self.stopped]
         steps = np.concatenate([self.steps, *(part.numpy() for part in ended)])
         if steps.max(initial=0) > max_steps:
             raise InputError(f"dynamics.stopping.max_steps={max_steps} is below the {steps.max()} steps that were done")
-        if not self.parked or not any((part < max_steps).any() for part in ended):
+        if not any((part < max_steps).any() for part in ended):
             return
         if self.state.n_walkers or self.waiting:
             raise InputError(
@@ -137,8 +141,16 @@ class WalkerRun:
             for part in self.stopped
             for walker, highest in zip(part["walkers"], part["max_uncertainty"], strict=True)
         }
+        parked = self.parked or []
+        if sum(len(part["walker"]) for part in parked) < sum(map(len, ended)):
+            raise InputError(
+                "walkers that have reached dynamics.stopping.max_steps cannot go on: an earlier version has not kept "
+                "all of their states; start from the last frames under another name=..."
+            )
         device = self.start.step.device
-        self.state = WalkerState.joined([WalkerState.from_state_dict(part, device=device) for part in self.parked])
+        self.state = WalkerState.joined([WalkerState.from_state_dict(part, device=device) for part in parked])
+        if self.state.n_walkers > slots:
+            log.warning("dynamics.slots=%d: the %d walkers that go on do so all at once", slots, self.state.n_walkers)
         self.highest = torch.stack([known[walker] for walker in self.state.walker.tolist()]).to(self.highest)
         self.parked = []
         self.stopped = [

@@ -121,7 +121,7 @@ def run_walkers(
         progress_interval: steps between these calls.
         recording: what to record besides. With a ``checkpoint``, such a run can be continued with a larger
             ``max_steps`` after its end, from the states of the walkers that the limit has stopped; without ``slots`` as
-            if the limit had been the larger one from the start.
+            if the limit had been the larger one from the start, and with them all of these walkers at once.
 
     Raises:
         InputError: if walkers differ in composition or in what is fixed, a setting is out of range, a threshold is
@@ -146,7 +146,7 @@ def run_walkers(
         raise InputError("walkers must start at a multiple of bias.every steps; set it to 1")
     few = () if slots == state.n_walkers else (slots,)  # files of earlier versions are of all at once
     file = None if checkpoint is None else Path(checkpoint)
-    run, save = _opened(state, file, rules, recording, (integrator, frame_interval, skin, *few))
+    run, save = _opened(state, file, rules, recording, slots, (integrator, frame_interval, skin, *few))
     with ExitStack() as stack:
         recorder = None
         if recording is not None:
@@ -178,6 +178,7 @@ def _opened(
     file: Path | None,
     rules: StoppingRules,
     recording: Recording | None,
+    slots: int,
     settings: tuple[object, ...],
 ) -> tuple[WalkerRun, Callable[[Recorder | None], None]]:
     """A run as it was saved, or before its first step, and what saves it again.
@@ -187,6 +188,7 @@ def _opened(
         file: of the run; None for one that is not saved.
         rules: when to stop.
         recording: what is recorded, if that is anything.
+        slots: walkers that run at a time.
         settings: all else that decides the trajectory; the first is the integrator.
     """
     new = WalkerRun.of(state, extensible=recording is not None)
@@ -197,7 +199,7 @@ def _opened(
     names = [fingerprint(state, integrator, limit, *others) for limit in limits]
     run = WalkerRun.load(file, names[0], state, *names[1:]) or new
     if recording is not None:
-        run.extend(rules.max_steps)
+        run.extend(rules.max_steps, slots)
 
     def save(recorder: Recorder | None) -> None:
         run.log_size = 0 if recorder is None else recorder.size()
