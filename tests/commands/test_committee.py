@@ -107,7 +107,7 @@ def test_what_cannot_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert committee(members="[0.ckpt,1.ckpt]") == 0
     for members, message in (
         (["0.ckpt"], "two potentials or more"),
-        (["0.ckpt", "0.ckpt"], "names a file twice"),
+        (["0.ckpt", str(here / "0.ckpt")], "names a potential twice"),
         (["0.ckpt", "silver.ckpt"], "knows the species Cu, Ag, Au, but 0.ckpt Cu, Au"),
         (["0.ckpt", "double.ckpt"], "train them with the same dtype"),
         (["0.ckpt", "run/model.ckpt"], "is a committee itself or an ensemble; name its members"),

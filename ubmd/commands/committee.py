@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from ubmd.config import build, plain
 from ubmd.data.batch import collate
 from ubmd.data.io import read_labelled
 from ubmd.errors import InputError
+from ubmd.files import sha256_of
 from ubmd.interfaces.ase import check_elements, torch_device
 from ubmd.models.base import n_members
 from ubmd.models.committee import Committee
@@ -62,9 +62,7 @@ def committee(cfg: DictConfig) -> None:
     structures = _structures(cfg, members[0])
     made = committee_of([member.to(device) for member in members])
     folder = Path(cfg.paths.run)
-    digests = {
-        f"member_{n}_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest() for n, path in enumerate(paths)
-    }
+    digests = {f"member_{n}_sha256": sha256_of(Path(path)) for n, path in enumerate(paths)}
     open_run(RoundStore(folder), plain(cfg) | {"contents": digests | content_digests({"structures": structures})})
     if cfg.shift:
         _shift(made, structures, cfg.batch_size)
@@ -108,9 +106,9 @@ def joined(
     """
     if len(paths) < 2:
         raise InputError(f"members={list(paths)} must name two potentials or more: one alone disagrees with nobody")
-    if len(set(paths)) < len(paths):
-        raise InputError("members names a file twice, and a potential does not disagree with itself; name each once")
     loaded = [load_potential(path, allow=allow) for path in paths]
+    if len({sha256_of(Path(path)) for path in paths}) < len(paths):
+        raise InputError("members names a potential twice, and none disagrees with itself; name each once")
     for path, each in zip(paths, loaded, strict=True):
         if n_members(each.model) > 1:
             raise InputError(f"members: {path} is a committee itself or an ensemble; name its members")
