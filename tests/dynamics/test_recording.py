@@ -199,9 +199,22 @@ def test_a_log_that_is_gone_is_begun_anew(tmp_path, caplog):
     options = {"checkpoint": tmp_path / "walkers.pt", "recording": Recording(tmp_path / "log.csv", 10, 1.0)}
     explore((state, toy, replace(rules, max_steps=60)), **options)
     (tmp_path / "log.csv").unlink()
-    explore((state, toy, rules), **options)
+    explore((state, toy, replace(rules, max_steps=80)), **options)
     assert "rows are missing" in caplog.text
     assert min(row["step"] for row in rows(tmp_path / "log.csv")) == 70
+
+
+def test_half_a_row_is_cut_off(tmp_path, caplog):
+    """What a machine without power has left of the log."""
+    state, toy, rules = molecules()
+    log = tmp_path / "log.csv"
+    options = {"checkpoint": tmp_path / "walkers.pt", "recording": Recording(log, 10, 1.0)}
+    explore((state, toy, replace(rules, max_steps=30)), **options)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:-1], lines[-1][:9]]))
+    explore((state, toy, replace(rules, max_steps=40)), **options)
+    assert "rows are missing" in caplog.text
+    assert [len(row.split(",")) for row in log.read_text().splitlines()] == [len(COLUMNS)] * (len(lines) - 1 + 3)
 
 
 def test_a_bias_that_is_not_evaluated_is_not_zero(tmp_path):

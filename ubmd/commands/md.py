@@ -25,7 +25,7 @@ from ubmd.dynamics.processes import PotentialFile, WalkerProcesses
 from ubmd.dynamics.recording import Recording, last_line
 from ubmd.dynamics.stopping import StopReason
 from ubmd.dynamics.trajectory import read_trajectory, write_trajectory
-from ubmd.dynamics.walker_run import with_frames, without_frames
+from ubmd.dynamics.walker_run import is_whole, with_frames, without_frames
 from ubmd.errors import InputError, StoppedShort
 from ubmd.interfaces.ase import check_elements, torch_device
 from ubmd.models.potential import WalkerPotential
@@ -105,13 +105,15 @@ def _ended_short(found: Exploration, exploration: Explorer) -> bool:
 
 
 def _check_extension(file: Path, saved: Sequence[Path], exploration: Explorer) -> None:
-    """Refuses to go on from where walkers have ended, if that is not known any more."""
-    missing = [walkers for walkers in saved if not walkers.is_file()]
-    if missing and file.is_file() and _ended_short(read_trajectory(file), exploration):
+    """Refuses to go on from where walkers have ended, if that is not known any more; the run stays as it is."""
+    if not file.is_file() or not _ended_short(read_trajectory(file), exploration):
+        return
+    lost = [walkers.name for walkers in saved if not is_whole(walkers)]
+    if lost:
         raise InputError(
             f"dynamics.stopping.max_steps={exploration.stopping.max_steps}: the walkers of {file.parent} have ended, "
-            f"and cannot go on without {missing[0].name}, which is missing (earlier versions did not keep it); start "
-            "from the last frames under another name=..."
+            f"and cannot go on without {lost[0]}, which is missing or damaged (earlier versions did not keep it); "
+            "restore it, or start from the last frames under another name=..."
         )
 
 
@@ -121,8 +123,7 @@ def _reopen(store: RoundStore, file: Path, saved: Sequence[Path], exploration: E
     if not _ended_short(found, exploration):
         return
     for number, walkers in enumerate(saved):
-        if not with_frames(walkers, found, found.walkers[number :: exploration.groups]):
-            raise InputError(f"{walkers} is missing or damaged, and the walkers cannot go on without it; restore it")
+        with_frames(walkers, found, found.walkers[number :: exploration.groups])
     store.release(file)
 
 

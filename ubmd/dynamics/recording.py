@@ -86,9 +86,9 @@ class Recorder:
         there = self._file.seek(0, os.SEEK_END)
         if size and there < size:
             log.warning("%s is not what this run has written: rows are missing", settings.log)
-        else:
-            self._file.truncate(size)
-            self._file.seek(size)
+            size = settings.log.read_bytes().rfind(b"\n") + 1  # without what may be left of half a row
+        self._file.truncate(size)
+        self._file.seek(size)
         if not self._file.tell():
             self._file.write(",".join(COLUMNS) + "\n")
 

@@ -20,7 +20,7 @@ from ubmd.dynamics.stopping import StopReason
 from ubmd.errors import InputError
 from ubmd.models.potential import WalkerPotential
 
-__all__ = ["WalkerRun", "with_frames", "without_frames"]
+__all__ = ["WalkerRun", "is_whole", "with_frames", "without_frames"]
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +216,11 @@ class WalkerRun:
             **{key: value[frame_order] for key, value in frames.items()},  # pyright: ignore[reportArgumentType]
             **{key: value[fate_order] for key, value in fates.items()},  # pyright: ignore[reportArgumentType]
         )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there are saved walkers that can be read."""
+    return change_checkpoint(path, lambda values: {})
 
 
 def without_frames(path: Path) -> None:
