@@ -119,7 +119,7 @@ def checked(command: str, key: str, value: Any) -> None:
         ("learn", "threads", "abc", "threads=abc must be a whole number or auto"),
         ("learn", "dtype", "float16", "dtype=float16 must be float32 or float64"),
         ("learn", "dynamics.n_walkers", True, "dynamics.n_walkers=true must be a whole number"),
-        ("learn", "dynamics.integrator", 5, "dynamics.integrator=5 must be a part of its own for a Molecul"),
+        ("learn", "dynamics.integrator", 5, "dynamics.integrator=5 must be a part of its own (Molecul"),
         ("learn", "seed", 1.5, "seed=1.5 must be a whole number"),
         ("learn", "bias.tau", [1], "bias.tau=[1] must be a number"),
         ("learn", "bias.tau", NAN, "bias.tau=nan is no number"),

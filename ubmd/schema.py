@@ -247,7 +247,7 @@ def described(hint: Any) -> str:
         if origin is tuple and arguments and arguments[-1] is not ...:
             return f"a list of {len(arguments)} {_plural(arguments[0])}"
         return f"a list{f' of {_plural(arguments[0])}' if arguments else ''}, written [a, b]"
-    name = "" if hint is Node or not isinstance(hint, type) else f" for a {hint.__name__}"
+    name = "" if hint is Node or not isinstance(hint, type) else f" ({hint.__name__})"
     return f"a part of its own{name}, with a _target_"
 
 

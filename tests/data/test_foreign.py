@@ -156,8 +156,9 @@ def test_units_that_are_none(units: dict[str, str], sentence: str) -> None:
 
 def test_no_unit_is_guessed(tmp_path: Path) -> None:
     path = written(tmp_path, crystal("REF_forces", REF_energy=ENERGY))
-    with pytest.raises(InputError, match=r"energy=Hartree leaves the unit of the forces open.*e\.g\. Hartree/Å"):
+    with pytest.raises(InputError, match=r"energy=Hartree leaves the unit of the forces open.*e\.g\. Hartree/Ang"):
         read_labelled(path, units=LabelUnits("Hartree"))
+    assert LabelUnits("Hartree", "Hartree/Ang", "eV/Ang**3").factor("stress") == pytest.approx(1)  # as it is proposed
     other = written(tmp_path, bulk("Cu"), name="peer.traj")
     with pytest.raises(InputError, match="which ASE reads in eV and Å"):
         read_structures(other, units=LabelUnits("Hartree"))

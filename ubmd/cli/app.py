@@ -73,7 +73,7 @@ def parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
             if "=" not in text:
                 raise InputError(f"{text} is not an override; write {text}=VALUE") from error
             reason = config.first_line(error)
-            hint = "values with =, commas, spaces or brackets may need quotes: key='\"value\"'"
+            hint = "values with =, ^, commas, spaces, brackets or letters such as Å or ü need quotes: key='\"value\"'"
             raise InputError(f"cannot read the override {text} ({reason}); {hint}") from error
     return parsed
 

@@ -41,7 +41,7 @@ _UNITS: dict[str, tuple[float, tuple[int, int]]] = {
     "bar": (ase.units.bar, _STRESS),
 }
 """Values in eV and Å, and powers of energy and length."""
-_NAMES = "eV, meV, Hartree, Ry, kcal/mol, kJ/mol, Å, Bohr, nm, GPa, MPa, kbar, bar, Pa and quotients such as eV/Å^3"
+_NAMES = "eV, meV, Hartree, Ry, kcal/mol, kJ/mol, Ang, Bohr, nm, GPa, MPa, kbar, bar, Pa and quotients, e.g. eV/Ang**3"
 _VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 
@@ -87,8 +87,8 @@ class LabelKeys:
 class LabelUnits:
     """Units and conventions of a file's labels.
 
-    Units are names (eV, meV, Hartree, Ry, kcal/mol, kJ/mol, Å or A, Bohr, nm, GPa, MPa, kbar, bar) and quotients of
-    them: ``Hartree/Bohr``, ``eV/Å^3``.
+    Units are names (eV, meV, Hartree, Ry, kcal/mol, kJ/mol, Å or Ang, Bohr, nm, GPa, MPa, kbar, bar) and quotients of
+    them: ``Hartree/Bohr``, ``eV/Å^3``; also without letters that a command line has to quote, ``eV/Ang**3``.
 
     Args:
         energy: of energies.
@@ -139,8 +139,8 @@ class LabelUnits:
         if unit is not None:
             return _value(unit, None, part)
         if self.factor("energy") != 1:
-            said = {"forces": f"{self.energy}/Å or {self.energy}/Bohr", "virial": self.energy}
-            example = said.get(part, "GPa or eV/Å^3")
+            said = {"forces": f"{self.energy}/Ang or {self.energy}/Bohr", "virial": self.energy}
+            example = said.get(part, "GPa or eV/Ang**3")  # a shell's override takes no Å and ^
             raise InputError(
                 f"data.units.energy={self.energy} leaves the unit of the {part} open; give it as "
                 f"data.units.{part}=UNIT, e.g. {example}"
