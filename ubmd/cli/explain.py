@@ -213,6 +213,8 @@ def unknown_key(tree: dict[Any, Any], key: str, command: Command, line: str = "K
         valid = [str(name) for name in node if not str(name).startswith("_")]
         if not where:
             return _unknown_top(tree, part, key, command)
+        if not node:  # such as callbacks: what is in it has names of its user's choice
+            return f"{where} has no {part} so far; to add it write +{line}"
         if "_target_" not in node:
             hint = config.suggestion(part, valid, prefix=prefix)
             return f"{prefix}{part} is not a key of {where}; {hint}"
