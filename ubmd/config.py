@@ -74,10 +74,14 @@ def _check_node(node: Any, where: str) -> None:
         for index, child in enumerate(node):
             _check_node(child, f"{where}[{index}]")
     elif node == "???":
-        group = where.split(".", 1)[0]
-        options = sorted(file.stem for file in (paths.config_dir() / group).glob("*.yaml"))
-        other = f", or choose {group}=OPTION ({', '.join(options)})" if len(options) > 1 else ""
-        raise InputError(f"{where} is missing: give it as {where}=VALUE{other}")
+        raise InputError(f"{where} is missing: give it as {where}=VALUE{_other_options(where)}")
+
+
+def _other_options(where: str) -> str:
+    """That another option of a key's group is a remedy, too; nothing for a key without a group."""
+    group = where.split(".", 1)[0]
+    options = sorted(file.stem for file in (paths.config_dir() / group).glob("*.yaml"))
+    return f", or choose {group}=OPTION ({', '.join(options)})" if len(options) > 1 else ""
 
 
 def check_values(tree: Mapping[Any, Any], config_name: str) -> None:
@@ -121,7 +125,10 @@ def _check_target(node: Mapping[Any, Any], where: str) -> None:
     target = node["_target_"]
     key = f"{where}._target_" if where else "_target_"
     if target == "???":
-        raise InputError(f"{key} is missing: give the dotted name of a class or function, {key}=package.module.Name")
+        raise InputError(
+            f"{key} is missing: give the dotted name of a class or function, {key}=package.module.Name"
+            f"{_other_options(where)}"
+        )
     if not isinstance(target, str):
         raise InputError(f"{key}={shown(target)} must be the dotted name of a class or function")
     if "${" in target:

@@ -211,7 +211,9 @@ def test_bad_input(here: Path, overrides: Sequence[str], sentence: str, capsys: 
 
 def test_reference_and_structures_must_be_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["label", "structures=my.xyz"]) == 2
-    assert "reference.calculator._target_ is missing" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "reference.calculator._target_ is missing" in told
+    assert "or choose reference=OPTION (ase, by_system, " in told
     assert cli.main(["label", "reference=ff19sb"]) == 2
     assert "structures is missing: give it as structures=VALUE" in capsys.readouterr().err
     assert not here.exists()

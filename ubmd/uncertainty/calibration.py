@@ -128,8 +128,8 @@ class ConformalCalibration:
             needed, size = required_size(self.alpha), _size(error, weight)
             if self.too_small == "error" or not 0 < size < needed - _ROUNDING:
                 return conformal_factor(error, uncertainty, self.alpha, weight)
-            message = "calibration of %s with %g values, but alpha=%s needs %d: the largest ratio is used"
-            log.warning(message, what, size, self.alpha, needed)
+            message = "calibration of %s with %g value%s, but alpha=%s needs %d: the largest ratio is used"
+            log.warning(message, what, size, "" if size == 1 else "s", self.alpha, needed)
             return float(_ratios(error, uncertainty).max())
         except InputError as problem:
             raise type(problem)(f"{what}: {problem}") from None
