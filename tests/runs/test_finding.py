@@ -95,6 +95,12 @@ def test_the_key_of_a_folder_without_a_potential(tmp_path: Path) -> None:
         take_potentials(OmegaConf.create({"members": [str(VERSION_1), str(tmp_path)]}))
 
 
+def test_a_folder_of_runs_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("a")
+    with pytest.raises(InputError, match=r"is no run but a folder of runs; give one of them, e\.g\. .*latest$"):
+        potential_file(tmp_path)
+
+
 def test_folders_without_a_potential(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no round of `ubmd learn`, and no finished model.ckpt; give"):
         potential_file(tmp_path)

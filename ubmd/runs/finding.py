@@ -90,5 +90,7 @@ def potential_file(path: str | Path) -> Path:
         return model
     if (path / "model.ckpt").is_file() and ((path / "metrics.json").is_file() or (path / "round.json").is_file()):
         return path / "model.ckpt"
+    if is_latest(path / "latest"):
+        raise InputError(f"{path} is no run but a folder of runs; give one of them, e.g. {path / 'latest'}")
     begun = "has no finished round yet" if (path / "rounds").is_dir() else "holds no round of `ubmd learn`"
     raise InputError(f"{path} {begun}, and no finished model.ckpt; give the folder of a run, or a potential's file")

@@ -72,7 +72,7 @@ def correlation_panel(ax: Axes, name: str, settings: Sequence[Setting], missing:
         if kept:
             curves[setting.name] = mean_curve(kept)
         elif found:
-            missing.append(f"{setting.name}: no auto-correlation of {name}s, its walkers made too few frames.")
+            missing.append(f"{setting.name}: no auto-correlation of the {name}, its walkers made too few frames.")
     if not curves:
         return False
     draw_means(ax, curves, {s.name: s.look for s in settings}, log=False, marked=False)
