@@ -70,7 +70,9 @@ def inspect(path: Path) -> list[Finding]:
     """
     store = RoundStore(path)
     if not any((path / name).exists() for name in ("config.yaml", "run.json")):
-        raise InputError(f"{path} is not a run's folder, it has neither config.yaml nor run.json; give the folders of runs, e.g. RUNS/*")
+        raise InputError(
+            f"{path} is not a run's folder, it has neither config.yaml nor run.json; give the folders of runs"
+        )
     found = [*_inspect_run(store), *_inspect_rounds(store)]
     found += [Finding(str(file.relative_to(path)), "left by a process that was killed") for file in leftovers(path)]
     return found
