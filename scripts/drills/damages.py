@@ -42,6 +42,7 @@ class Moment:
         sign: end of the name of a file; a run is killed as soon as it is written.
         times: so often.
         files: patterns of the files to damage.
+        without_say: names of files that no result depends on any more, and that nothing tells.
     """
 
     command: str
@@ -49,6 +50,7 @@ class Moment:
     sign: str | None
     times: int
     files: tuple[str, ...]
+    without_say: tuple[str, ...] = ()
 
 
 FIRST = "rounds/000/"
@@ -62,8 +64,8 @@ MOMENTS = (
     Moment("learn", "end", None, 0, ("*", "figures/*", "rounds/001/*")),
     Moment("train", "fit", "fit/last.ckpt", 2, ("**/*",)),
     Moment("train", "end", None, 0, ("**/*",)),
-    Moment("md", "walkers", "walkers.pt", 2, ("**/*",)),
-    Moment("md", "end", None, 0, ("**/*",)),
+    Moment("md", "walkers", "walkers.pt", 2, ("**/*",), ("thermo.csv",)),
+    Moment("md", "end", None, 0, ("**/*",), ("thermo.csv", "walkers.pt")),
     Moment("label", "labels", "labels.db", 3, ("**/*",)),
     Moment("label", "end", None, 0, ("**/*",)),
 )
@@ -134,7 +136,7 @@ def drilled(moment: Moment, line: list[str], folder: Path, options: argparse.Nam
         raise RuntimeError(f"{moment.command} killed at {moment.name} and continued: {quiet.faults}")
     for file in sorted({path for pattern in moment.files for path in killed.glob(pattern) if path.is_file()}):
         name = str(file.relative_to(killed))
-        if options.files and file.name not in options.files:
+        if (options.files and file.name not in options.files) or file.name in moment.without_say:
             continue
         for way, damage in ways(file).items():
             shutil.rmtree(run)

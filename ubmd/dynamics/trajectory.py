@@ -231,6 +231,8 @@ class TrajectoryPart:
         self._path, self._group = path, group
         self.walker: NDArray[np.int64] = group["frames/walker"][()]
         """[f] identity of each frame's walker, ascending."""
+        if self.walker.ndim != 1 or self.walker.dtype != np.int64 or (np.diff(self.walker) < 0).any():
+            raise ValueError("frames/walker is not int64 [f], ascending")
         self.n_atoms = len(group["numbers"])
         """n."""
         records = group[_INHERITED].asstr()[()] if version > 1 else ()
