@@ -15,6 +15,7 @@ from ubmd.data.electronic import (
     electronic_state,
     handed_on,
     stated,
+    tell_radical,
 )
 from ubmd.errors import InputError
 
@@ -133,3 +134,16 @@ def test_states_are_told_apart(atoms: Atoms, expected: tuple[float, float]) -> N
         atoms.set_initial_magnetic_moments([2.2])
         assert charge_and_unpaired(atoms) == expected
         assert atoms.has("initial_magmoms")
+
+
+def test_an_ion_without_its_charge_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    radical, known = Atoms("NH4"), Atoms("NH4", info={"charge": 1})
+    meant = Atoms("NH4", info={"spin": 2})
+    for atoms in (known, meant, Atoms("NH4", pbc=True, cell=[5, 5, 5]), molecule("H2O")):
+        tell_radical(atoms, electronic_state(atoms))
+    tell_radical(radical, electronic_state(radical, charge=0), charge=0)
+    assert not caplog.messages
+    for _ in range(2):
+        tell_radical(radical, electronic_state(radical))
+    (message,) = caplog.messages
+    assert message.startswith("H4N states neither charge nor spin and has an odd number of electrons")

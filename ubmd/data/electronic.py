@@ -8,7 +8,9 @@ multiplicity 2S + 1 as in the data sets of molecular potentials (1 for a singlet
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from ase import Atoms
@@ -23,7 +25,10 @@ __all__ = [
     "electronic_state",
     "handed_on",
     "stated",
+    "tell_radical",
 ]
+
+log = logging.getLogger(__name__)
 
 CHARGE_KEYS = ("charge", "total_charge")
 SPIN_KEYS = ("spin", "multiplicity", "spin_multiplicity")
@@ -120,6 +125,28 @@ def electronic_state(atoms: Atoms, *, charge: int | None = None, multiplicity: i
             f"give the {missing} that belongs to it"
         )
     return ElectronicState(charge, multiplicity, 1 + electrons % 2)
+
+
+def tell_radical(atoms: Atoms, state: ElectronicState, charge: int | None = None) -> None:
+    """Says once a formula that a molecule is taken as a radical: mostly it is an ion whose charge was forgotten.
+
+    Args:
+        atoms: the structure; of a crystal, which may well have an odd number of electrons, nothing is said.
+        state: of :func:`electronic_state`.
+        charge: the option ``reference.charge``, which says what is meant, as charge or spin of the structure do.
+    """
+    meant = charge is not None or state.multiplicity is not None or stated(atoms).charge is not None
+    if state.lowest == 2 and not meant and not atoms.pbc.any():
+        _tell_radical(atoms.get_chemical_formula())
+
+
+@cache
+def _tell_radical(formula: str) -> None:
+    log.warning(
+        "%s states neither charge nor spin and has an odd number of electrons: it is computed as a neutral radical; "
+        "give an ion its charge (info charge, or reference.charge)",
+        formula,
+    )
 
 
 def charge_and_unpaired(atoms: Atoms) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from ase import Atoms as BareAtoms
 from ase.calculators.orca import OrcaProfile, OrcaTemplate
 from ase.io.orca import read_energy, read_orca_engrad
 
-from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
+from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state, tell_radical
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
@@ -90,7 +90,7 @@ class ORCAReference(Reference):
         """
         if atoms.pbc.any():
             raise InputError("it is periodic, but ORCA labels molecules; use reference=cp2k")
-        self._state(atoms)
+        tell_radical(atoms, self._state(atoms), self._parameters["charge"])
 
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ase import Atoms
 from ase.units import Bohr, Hartree
 
-from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
+from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state, tell_radical
 from ubmd.errors import InputError
 from ubmd.reference.base import (
     Label,
@@ -102,7 +102,9 @@ class PySCFReference(Reference):
         """
         if atoms.pbc.any():
             raise InputError("it is periodic, but reference=pyscf computes molecules; use reference=cp2k or tblite")
-        self._molecule(atoms, self._state(atoms))
+        state = self._state(atoms)
+        self._molecule(atoms, state)
+        tell_radical(atoms, state, self._parameters["charge"])
 
     def compute(self, atoms: Atoms) -> Label:
         """Label one molecule, which is left as it is.

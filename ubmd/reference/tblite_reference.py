@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.calculator import InputError as RefusedError
 
-from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state
+from ubmd.data.electronic import ElectronicState, check_state_options, electronic_state, tell_radical
 from ubmd.errors import InputError
 from ubmd.reference.ase_reference import ASEReference
 from ubmd.reference.base import Label, Plain, Reference, ReferenceError, UnfinishedError, class_path
@@ -90,7 +90,7 @@ class TBLiteReference(Reference):
         Raises:
             InputError: as :func:`ubmd.data.electronic.electronic_state`.
         """
-        self._state(atoms)
+        tell_radical(atoms, self._state(atoms), self._parameters["charge"])
 
     def compute(self, atoms: Atoms) -> Label:
         """Label one structure, which is left as it is.
