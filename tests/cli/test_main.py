@@ -139,7 +139,7 @@ SENTENCES = {
     "learn bias=posterio": "bias=posterio is not one of the options of bias; did you mean posterior? ",
     "learn budget.round=3": "budget.round is not a key of budget; did you mean budget.rounds? ",
     "learn experiment=null": "experiment=null is not possible; write ~experiment for none of experiment",
-    "learn system=5": "system=5 is not one of the options of system; (valid: ice, water)",
+    "learn system=5": "system=5 is not one of the options of system; valid: ice, water",
     "learn seed.x=3": "seed is a single value, so there is no seed.x",
     "learn +sed=3": "sed is not a key of `ubmd learn`; did you mean seed? ",
     "learn experiment=wrong": "sed is not a key of `ubmd learn`; did you mean seed? ",

@@ -283,6 +283,7 @@ def test_more_structures_than_walkers(here: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "only the first 1 of 2 structures" in shown
     assert "\n0 frames in" in shown
+    assert "no walker went dynamics.frame_interval=" in shown
     assert (only(here) / "trajectory.extxyz").read_text() == ""
 
 

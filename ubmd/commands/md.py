@@ -90,7 +90,8 @@ def run_md(cfg: DictConfig) -> None:
         for walkers in saved:
             without_frames(walkers)  # their states stay, for a run that goes on
         progress.console.print(walkers_table(result))
-        progress.console.print(f"{result.n_frames} frames in {frames}", highlight=False, soft_wrap=True)
+        few = "" if result.n_frames else f": no walker went dynamics.frame_interval={exploration.frame_interval} steps"
+        progress.console.print(f"{result.n_frames} frames in {frames}{few}", highlight=False, soft_wrap=True)
         if not result.n_frames and all(StopReason(reason).unphysical for reason in result.reasons):
             raise StoppedShort(
                 f"no walker reached its first frame, dynamics.frame_interval={exploration.frame_interval} steps after "
