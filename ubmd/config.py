@@ -43,11 +43,11 @@ _MOST_BYTES = 255
 
 
 def suggestion(word: str, valid: Iterable[str], *, prefix: str = "") -> str:
-    """``did you mean a or b? (valid: ...)`` for a word that is not among the valid ones."""
+    """``did you mean a or b? (valid: ...)``, or ``valid: ...``, for a word that is not among the valid ones."""
     options = sorted({option for option in valid if not option.startswith("_")})
     near = get_close_matches(word, options, n=2, cutoff=0.6) or [o for o in options if o.startswith(word)][:2]
-    valid = f"valid: {', '.join(options) or 'none'}"
-    return f"did you mean {' or '.join(prefix + option for option in near)}? ({valid})" if near else valid
+    listed = f"valid: {', '.join(options) or 'none'}"
+    return f"did you mean {' or '.join(prefix + option for option in near)}? ({listed})" if near else listed
 
 
 def validate(cfg: DictConfig, config_name: str | None = None) -> None:
