@@ -81,6 +81,8 @@ def committee(cfg: DictConfig) -> None:
         written = f"{folder}: model.ckpt, metrics.json"
         if columns:
             report_errors(columns, written, progress.console)
+            told = "the errors covered are those of the structures that calibrate; ubmd evaluate tells of others"
+            progress.console.print(told, highlight=False, soft_wrap=True)
         else:
             log.warning("labelled: none are given, so that uncertainties are the members' deviations, not calibrated")
             progress.console.print(written, highlight=False, soft_wrap=True)

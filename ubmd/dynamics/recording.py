@@ -170,7 +170,8 @@ def _kinetic(state: WalkerState) -> Tensor:
 
 
 def _or_zero(values: Tensor | None, state: WalkerState) -> Tensor:
-    return torch.zeros(state.n_walkers, dtype=torch.float64, device=state.step.device) if values is None else values
+    nothing = torch.zeros(state.n_walkers, dtype=torch.float64, device=state.step.device)
+    return nothing if values is None else values + nothing  # which makes 0 of -0
 
 
 def last_line(logs: Sequence[Path]) -> str:
