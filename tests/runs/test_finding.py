@@ -11,7 +11,8 @@ from ubmd.commands.parts import take_potentials
 from ubmd.data.io import read_structures
 from ubmd.errors import InputError
 from ubmd.interfaces.ase import UBMDCalculator
-from ubmd.runs.finding import is_latest, point_back, point_to, potential_file
+from ubmd.runs.finding import potential_file
+from ubmd.runs.latest import is_latest, point_back, point_to
 from ubmd.runs.records import write_record
 from ubmd.uncertainty.checkpoint import load_potential
 

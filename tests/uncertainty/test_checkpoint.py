@@ -178,7 +178,7 @@ def test_refuses_modules_that_ubmd_imports(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.ckpt does not exist; give"):
         load_potential(tmp_path / "nowhere.ckpt")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="holds no round of `ubmd learn`, and no finished"):
         load_potential(tmp_path)
 
 

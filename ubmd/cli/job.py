@@ -21,7 +21,7 @@ from ubmd.cli import hydra_files, sweeps
 from ubmd.cli.command import Command
 from ubmd.errors import InputError, StoppedShort, system_refusal
 from ubmd.runs.continuation import config_digest
-from ubmd.runs.finding import point_back, point_to
+from ubmd.runs.latest import point_back, point_to
 from ubmd.runs.lock import LOCK, held
 
 __all__ = ["JobFailed", "Reported", "check_device", "missing", "perform"]

@@ -11,7 +11,7 @@ from typing import Any
 from ubmd.analysis.comparison import RunResult, is_finished
 from ubmd.errors import InputError
 from ubmd.runs.continuation import read_config
-from ubmd.runs.finding import is_latest
+from ubmd.runs.latest import is_latest
 from ubmd.runs.metrics import read_metrics
 from ubmd.runs.versions import upgraded
 
