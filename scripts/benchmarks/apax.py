@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
+import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -53,7 +54,10 @@ def apax_rows(python: str, *, quick: bool) -> Found:
             found.rows.append(
                 Row(f"apax_step_plain_1{suffix}", ms, "walker step", flop, threads, {"steps": many - few})
             )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     found.gflops[1] = product_rate()
+    torch.set_num_threads(before)
     return found
 
 
