@@ -9,27 +9,26 @@ MACE's own files are pickled modules, which run whatever is in them when they ar
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.files import save_tensors
 from ubmd.imports import extra_with, first_line
 from ubmd.models.base import AtomicOutput
+from ubmd.models.foundation import edges, element_places
 from ubmd.models.head import LinearHead
+from ubmd.precision import precision
 from ubmd.torch_files import DamagedFileError, read_torch_file
 
 __all__ = ["MACE", "write_checkpoint"]
@@ -99,7 +98,8 @@ class MACE(nn.Module):
         energies: Tensor = network.atomic_energies_fn.atomic_energies  # [n_heads, n_elements]
         self.register_buffer("element_shift", energies[self.head].clone())
         energies.zero_()  # they would round what depends on positions
-        self._know(species, sizes["atomic_numbers"], name)
+        places = {z: place for place, z in enumerate(sizes["atomic_numbers"])}
+        self.register_buffer("index", element_places(places, species, name), persistent=False)
         if trained == "readout":
             network.requires_grad_(False)
             network.readouts.requires_grad_(True)
@@ -110,19 +110,9 @@ class MACE(nn.Module):
         self.layer_sizes = [(self.n_features, 1)]
         self.portable = {"checkpoint": None, "architecture": sizes}
 
-    def _know(self, species: Sequence[str], numbers: Sequence[int], name: str | None) -> None:
-        index = torch.full((120,), -1)
-        index[torch.tensor(numbers)] = torch.arange(len(numbers))
-        self.register_buffer("index", index, persistent=False)
-        unknown = [chemical_symbols[z] for z in species_numbers(species) if index[z] < 0]
-        if unknown:
-            raise InputError(f"model.checkpoint={name} does not know the element {unknown[0]}; choose another model")
-
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         """Atomic energies from pair vectors r_i - r_j [n_atoms, k, 3] Å."""
-        # its cutoff functions are none beyond the cutoff; NaN, of a structure that has blown up, has to go on
-        beyond = vectors.detach().square().sum(2) >= self.cutoff**2
-        i, k = (batch.mask & ~beyond).nonzero(as_tuple=True)
+        i, k = edges(vectors, batch, self.cutoff)
         elements = self.index[batch.numbers]
         data = {
             # an edge is r_i - r_j + shift there: all that is geometric comes as shifts
@@ -221,7 +211,7 @@ def _built(sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> Any:
     heads, elements = len(sizes[HEADS]), len(sizes["atomic_numbers"])
     options |= {"atomic_inter_scale": [1.0] * heads, "atomic_inter_shift": [0.0] * heads}
     dtype = torch.get_default_dtype() if state is None else state[SCALE].dtype
-    with _default_dtype(dtype):
+    with precision(dtype):  # MACE makes its constants in the default one
         network = modules.ScaleShiftMACE(
             **options, num_elements=elements, atomic_energies=np.zeros((heads, elements)), cueq_config=None
         )
@@ -290,17 +280,6 @@ def _head(heads: Sequence[str], head: str | None, name: str | None) -> int:
     if head not in heads:
         raise InputError(f"model.head={head} must be one of {', '.join(heads)}, which model.checkpoint={name} knows")
     return heads.index(head)
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """MACE makes its constants in the default precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _mace(module: str) -> Any:

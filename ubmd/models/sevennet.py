@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ubmd.data.batch import AtomicBatch
-from ubmd.data.elements import species_numbers
 from ubmd.errors import InputError
 from ubmd.imports import extra_with
 from ubmd.models.base import AtomicOutput
+from ubmd.models.foundation import edges, element_places
 from ubmd.models.head import LinearHead
 from ubmd.torch_files import DamagedFileError, read_torch_file
 
@@ -88,7 +88,7 @@ class SevenNet(nn.Module):
             raise InputError(f"model.trained={trained} must be all or readout")
         self.modal = _modal(config, modal, name)
         full = _built(config, state)
-        self._know(species, config["_type_map"], name)
+        self.register_buffer("index", element_places(config["_type_map"], species, name), persistent=False)
         shift, scale = _of_elements(full, self.modal)
         self.register_buffer("element_shift", shift)
         self.register_buffer("element_scale", scale)
@@ -106,19 +106,9 @@ class SevenNet(nn.Module):
         self.layer_sizes = [(self.n_features, 1)]
         self.portable = {"checkpoint": None, "architecture": _architecture(config)}
 
-    def _know(self, species: Sequence[str], places: Mapping[int, int], name: str | None) -> None:
-        index = torch.full((120,), -1)
-        index[list(places)] = torch.tensor(list(places.values()))
-        self.register_buffer("index", index, persistent=False)
-        unknown = [chemical_symbols[z] for z in species_numbers(species) if index[z] < 0]
-        if unknown:
-            raise InputError(f"model.checkpoint={name} does not know the element {unknown[0]}; choose another model")
-
     def forward(self, vectors: Tensor, batch: AtomicBatch) -> AtomicOutput:
         """Atomic energies from pair vectors r_i - r_j [n_atoms, k, 3] Å."""
-        # its cutoff functions are none beyond the cutoff; NaN, of a structure that has blown up, has to go on
-        beyond = vectors.detach().square().sum(2) >= self.cutoff**2
-        i, k = (batch.mask & ~beyond).nonzero(as_tuple=True)
+        i, k = edges(vectors, batch, self.cutoff)
         elements = self.index[batch.numbers]
         x = one_hot(elements, len(self.element_shift)).to(vectors.dtype)
         data = {

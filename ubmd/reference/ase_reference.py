@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from ubmd.data.electronic import ELECTRONIC, handed_on, stated
 from ubmd.errors import InputError
+from ubmd.precision import precision
 from ubmd.reference.base import (
     Label,
     Plain,
@@ -29,7 +30,7 @@ from ubmd.reference.base import (
     told,
 )
 from ubmd.reference.identity import code_of, described, targets
-from ubmd.reference.isolation import default_dtype, isolated, precision
+from ubmd.reference.isolation import default_dtype, isolated
 from ubmd.reference.programs import check_program
 from ubmd.secrecy import hidden
 

@@ -10,8 +10,6 @@ ff19SB: C. Tian et al., J. Chem. Theory Comput. 16, 528 (2020), https://doi.org/
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from ubmd.data.electronic import electronic_state
 from ubmd.errors import InputError
+from ubmd.precision import precision
 from ubmd.reference.alanine_dipeptide import SYMBOLS
 from ubmd.reference.base import Label, Plain, Reference, ReferenceError, checked_label, class_path
 from ubmd.reference.cmap import CMAP
@@ -155,7 +154,7 @@ def _torchmd_forces() -> Forces:
         molecule = _molecule(parm)
         parameters = AmberParameterSet.from_structure(parm)
         # TorchMD makes its tensors in the default dtype and casts them later, which would round to float32.
-        with _default_dtype(torch.float64):
+        with precision(torch.float64):
             table = Parameters(ParmedForcefield(molecule, parameters), molecule, precision=torch.float64)
             return Forces(table, terms=list(_TERMS), cutoff=None)
 
@@ -199,13 +198,3 @@ def _molecule(parm: AmberParm) -> SimpleNamespace:
         dihedrals=torsions(improper=False),
         impropers=torsions(improper=True),
     )
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Generator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

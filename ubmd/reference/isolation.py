@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["default_dtype", "isolated", "precision"]
+__all__ = ["default_dtype", "isolated"]
 
 
 @contextmanager
@@ -47,22 +47,6 @@ def isolated(seed: int | None = None) -> Iterator[None]:
 def default_dtype() -> Any:
     """PyTorch's type of new tensors; None if PyTorch is not loaded."""
     return sys.modules["torch"].get_default_dtype() if "torch" in sys.modules else None
-
-
-@contextmanager
-def precision(dtype: Any) -> Iterator[None]:
-    """New tensors of PyTorch have a type while the block runs; None leaves them alone."""
-    if dtype is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _seed(seed: int) -> None:
