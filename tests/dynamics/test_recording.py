@@ -204,6 +204,20 @@ def test_a_log_that_is_gone_is_begun_anew(tmp_path, caplog):
     assert min(row["step"] for row in rows(tmp_path / "log.csv")) == 70
 
 
+def test_a_bias_that_has_not_begun_is_zero(tmp_path):
+    """Its energy is -tau u, hence -0."""
+    state, toy, rules = molecules()
+
+    def unbiased(*given, **options):
+        found = toy(*given, **options)
+        return replace(found, bias_energy=-torch.zeros_like(found.energy))
+
+    unbiased.cutoff = toy.cutoff
+    explore((state, unbiased, replace(rules, max_steps=10)), recording=Recording(tmp_path / "log.csv", 5, 1.0))
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert {row["bias_energy_ev"] for row in csv.DictReader(file)} == {"0"}
+
+
 def test_half_a_row_is_cut_off(tmp_path, caplog):
     """What a machine without power has left of the log."""
     state, toy, rules = molecules()
